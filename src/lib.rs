@@ -1,0 +1,1 @@
+//! Run unmodified Linux programs with every system call in your own hands.

@@ -1,0 +1,2 @@
+//! What a stub process and its supervisor share.
+#![no_std]
