@@ -1,1 +1,46 @@
 //! Run unmodified Linux programs with every system call in your own hands.
+//!
+//! `systrap` runs x86-64 Linux programs (*guests*) in seccomp-confined *stub processes* and hands every system
+//! call, fault and interrupt to the program that links this library (the *supervisor*). It needs no ptrace, no
+//! privilege and no virtualisation. It exists because the alternatives are slow (ptrace), not usable as a
+//! library (gVisor's systrap, whose idea it takes up), or without isolation (in-process rewriting).
+//!
+//! A [`Systrap`] is the platform, an [`AddressSpace`] is a guest process's memory, a [`Context`] is a guest
+//! thread's registers, and [`Context::switch`] runs it until the next [`Event`].
+
+mod addr;
+mod address_space;
+mod arch;
+mod context;
+mod copy;
+mod error;
+mod event;
+mod options;
+mod platform;
+mod registers;
+pub mod seccomp;
+mod shared;
+mod stats;
+mod subprocess;
+mod sys;
+
+pub use addr::GuestAddr;
+pub use address_space::{AddressSpace, Advice, Protection, Sharing};
+pub use context::{Context, Interrupter};
+pub use error::{CopyError, Error, MapError, StubExit, SwitchError};
+pub use event::{AccessType, Arch, Entry, Event, Signal, Syscall};
+pub use options::{Options, Patching};
+pub use platform::{Systrap, Vdso};
+pub use registers::Registers;
+pub use stats::Stats;
+
+/// The page size of x86-64 in bytes.
+pub const PAGE_SIZE: u64 = systrap_stub::layout::PAGE_SIZE;
+
+/// The call is restarted after a signal handler if that was set up with SA_RESTART, else it fails with EINTR
+/// (include/linux/errno.h of the kernel; gVisor `ERESTARTSYS`).
+pub const ERESTARTSYS: i64 = 512;
+/// The call is restarted after a signal handler.
+pub const ERESTARTNOINTR: i64 = 513;
+/// The call is restarted if there is no signal handler, else it fails with EINTR.
+pub const ERESTARTNOHAND: i64 = 514;

@@ -1,0 +1,302 @@
+//! The guest's memory: one stub process.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use systrap_stub::layout::{MAX_CALL_LEN, MAX_USER_ADDRESS};
+
+use crate::platform::Inner;
+use crate::subprocess::{HostCall, Subprocess};
+use crate::{Error, GuestAddr, MapError, PAGE_SIZE, StubExit};
+
+/// An address space: the memory of one guest process, held by one stub process.
+///
+/// A cheap handle: clones refer to the same address space. The stub process is killed when the last handle is
+/// dropped and no context is attached, or by [`AddressSpace::release`].
+///
+/// Counterpart: gVisor `platform.AddressSpace`. `Activate` and `Deactivate` have none: nothing is done at a switch.
+#[derive(Debug, Clone)]
+pub struct AddressSpace {
+    pub(crate) inner: Arc<SpaceInner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct SpaceInner {
+    pub(crate) platform: Arc<Inner>,
+    pub(crate) process: Arc<Subprocess>,
+}
+
+impl Drop for SpaceInner {
+    fn drop(&mut self) {
+        self.process.kill();
+    }
+}
+
+/// What a guest may do with a mapping: PROT_READ, PROT_WRITE, PROT_EXEC of mmap(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Protection {
+    /// Load.
+    pub read: bool,
+    /// Store.
+    pub write: bool,
+    /// Execute.
+    pub execute: bool,
+}
+
+impl Protection {
+    /// No access.
+    pub const NONE: Self = Self { read: false, write: false, execute: false };
+    /// Load.
+    pub const READ: Self = Self { read: true, write: false, execute: false };
+    /// Load and store.
+    pub const READ_WRITE: Self = Self { read: true, write: true, execute: false };
+    /// Load and execute.
+    pub const READ_EXECUTE: Self = Self { read: true, write: false, execute: true };
+
+    /// From the bits of mmap(2); others than the three are ignored.
+    #[must_use]
+    pub const fn from_prot_bits(bits: i32) -> Self {
+        Self {
+            read: bits & libc::PROT_READ != 0,
+            write: bits & libc::PROT_WRITE != 0,
+            execute: bits & libc::PROT_EXEC != 0,
+        }
+    }
+
+    /// The bits of mmap(2).
+    #[must_use]
+    pub const fn prot_bits(self) -> i32 {
+        let mut bits = libc::PROT_NONE;
+        if self.read {
+            bits |= libc::PROT_READ;
+        }
+        if self.write {
+            bits |= libc::PROT_WRITE;
+        }
+        if self.execute {
+            bits |= libc::PROT_EXEC;
+        }
+        bits
+    }
+}
+
+/// Whether stores to a file mapping reach the file: MAP_PRIVATE or MAP_SHARED of mmap(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sharing {
+    /// They stay in this address space.
+    Private,
+    /// They reach the file and everybody who maps it.
+    Shared,
+}
+
+/// Advice of madvise(2) that can do no harm outside the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "each is the MADV_ constant of that name")]
+pub enum Advice {
+    Normal,
+    Random,
+    Sequential,
+    WillNeed,
+    DontNeed,
+    Free,
+    HugePage,
+    NoHugePage,
+    PopulateRead,
+    PopulateWrite,
+}
+
+impl Advice {
+    const fn raw(self) -> i32 {
+        match self {
+            Self::Normal => libc::MADV_NORMAL,
+            Self::Random => libc::MADV_RANDOM,
+            Self::Sequential => libc::MADV_SEQUENTIAL,
+            Self::WillNeed => libc::MADV_WILLNEED,
+            Self::DontNeed => libc::MADV_DONTNEED,
+            Self::Free => libc::MADV_FREE,
+            Self::HugePage => libc::MADV_HUGEPAGE,
+            Self::NoHugePage => libc::MADV_NOHUGEPAGE,
+            Self::PopulateRead => libc::MADV_POPULATE_READ,
+            Self::PopulateWrite => libc::MADV_POPULATE_WRITE,
+        }
+    }
+}
+
+impl AddressSpace {
+    pub(crate) fn new(platform: Arc<Inner>, process: Arc<Subprocess>) -> Self {
+        Self { inner: Arc::new(SpaceInner { platform, process }) }
+    }
+
+    /// Maps private zeroed memory at a fixed place, replacing what is there (`MAP_PRIVATE | MAP_ANONYMOUS |
+    /// MAP_FIXED | MAP_NORESERVE`).
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::BadRange`] if the range is empty, not page-aligned or beyond
+    /// [`max_user_address`](crate::Systrap::max_user_address); [`MapError::Refused`] with the host's errno.
+    pub fn map_anonymous(&self, addr: GuestAddr, len_bytes: u64, prot: Protection) -> Result<(), MapError> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        self.each_part("mmap", addr, len_bytes, |at, len, _| {
+            (libc::SYS_mmap, [at, len, prot.prot_bits() as u64, flags as u64, u64::MAX, 0])
+        })
+    }
+
+    /// Maps a file at a fixed place, replacing what is there (gVisor `MapFile`). The descriptor is only used
+    /// during the call.
+    ///
+    /// # Errors
+    ///
+    /// As [`AddressSpace::map_anonymous`]; an offset that is not page-aligned is `EINVAL` by the host.
+    pub fn map_file(
+        &self,
+        addr: GuestAddr,
+        len_bytes: u64,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        prot: Protection,
+        sharing: Sharing,
+    ) -> Result<(), MapError> {
+        let flags = libc::MAP_FIXED
+            | match sharing {
+                Sharing::Private => libc::MAP_PRIVATE,
+                Sharing::Shared => libc::MAP_SHARED,
+            };
+        let fd = fd.as_raw_fd() as u64;
+        self.each_part("mmap of a file", addr, len_bytes, |at, len, done| {
+            (libc::SYS_mmap, [at, len, prot.prot_bits() as u64, flags as u64, fd, offset.wrapping_add(done)])
+        })
+    }
+
+    /// Removes all mappings in a range (gVisor `Unmap`). A range without any is no error.
+    ///
+    /// # Errors
+    ///
+    /// As [`AddressSpace::map_anonymous`].
+    pub fn unmap(&self, addr: GuestAddr, len_bytes: u64) -> Result<(), MapError> {
+        self.each_part("munmap", addr, len_bytes, |at, len, _| (libc::SYS_munmap, [at, len, 0, 0, 0, 0]))
+    }
+
+    /// Changes the protection of a range.
+    ///
+    /// # Errors
+    ///
+    /// As [`AddressSpace::map_anonymous`]; `ENOMEM` if part of the range is not mapped (mprotect(2)).
+    pub fn protect(&self, addr: GuestAddr, len_bytes: u64, prot: Protection) -> Result<(), MapError> {
+        self.each_part("mprotect", addr, len_bytes, |at, len, _| {
+            (libc::SYS_mprotect, [at, len, prot.prot_bits() as u64, 0, 0, 0])
+        })
+    }
+
+    /// Gives advice on a range (madvise(2)).
+    ///
+    /// # Errors
+    ///
+    /// As [`AddressSpace::map_anonymous`].
+    pub fn advise(&self, addr: GuestAddr, len_bytes: u64, advice: Advice) -> Result<(), MapError> {
+        self.each_part("madvise", addr, len_bytes, |at, len, _| {
+            (libc::SYS_madvise, [at, len, advice.raw() as u64, 0, 0, 0])
+        })
+    }
+
+    /// Moves or resizes one mapping (mremap(2)): in place if `old == new`, otherwise to the fixed place `new`,
+    /// replacing what is there.
+    ///
+    /// # Errors
+    ///
+    /// As [`AddressSpace::map_anonymous`]; `EFAULT` if the old range is not one mapping; `ENOMEM` if it cannot
+    /// grow in place.
+    pub fn remap(&self, old: GuestAddr, old_len: u64, new: GuestAddr, new_len: u64) -> Result<(), MapError> {
+        let old_len = check_range(old, old_len)?;
+        let new_len = check_range(new, new_len)?;
+        let flags = if old == new { 0 } else { libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED };
+        let args = [old.raw(), old_len, new_len, flags as u64, new.raw(), 0];
+        self.call("mremap", libc::SYS_mremap, args, (old.raw(), old_len))
+    }
+
+    /// Makes an address space whose memory is a copy-on-write copy of this one, by the host kernel. Nothing of
+    /// this address space needs to stand still; what a running guest thread writes meanwhile may or may not be in the copy.
+    ///
+    /// Counterpart: gVisor's `PreFork`, copying and `PostFork`, which have nothing left to do here.
+    ///
+    /// # Errors
+    ///
+    /// As [`Systrap::new_address_space`](crate::Systrap::new_address_space).
+    pub fn fork(&self) -> Result<AddressSpace, Error> {
+        let platform = &self.inner.platform;
+        let process = self.inner.process.clone_process(&platform.reaper, platform.supervisor)?;
+        Ok(AddressSpace::new(Arc::clone(platform), process))
+    }
+
+    /// gVisor `PreFork`: called before a fork by code written for its interface. Nothing to do.
+    pub fn pre_fork(&self) {}
+
+    /// gVisor `PostFork`: called after a fork by code written for its interface. Nothing to do.
+    pub fn post_fork(&self) {}
+
+    /// Kills the stub process whatever still refers to it, and waits until it is reaped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StubSilent`] if it did not die within 10 s.
+    pub fn release(self) -> Result<(), Error> {
+        self.inner.process.kill();
+        let limit = Duration::from_secs(10);
+        if self.inner.process.wait_dead(limit) {
+            Ok(())
+        } else {
+            Err(Error::StubSilent { seconds: limit.as_secs() })
+        }
+    }
+
+    /// How the stub process ended, or `None` while it lives.
+    #[must_use]
+    pub fn exit(&self) -> Option<StubExit> {
+        self.inner.process.exit()
+    }
+
+    /// The stub process's id, for diagnosis. Once it is dead the number may be somebody else's.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.inner.process.pid()
+    }
+
+    /// Makes one host call for each part of a range that the filters bear in one call.
+    fn each_part(
+        &self,
+        what: &'static str,
+        addr: GuestAddr,
+        len_bytes: u64,
+        call: impl Fn(u64, u64, u64) -> (i64, [u64; 6]),
+    ) -> Result<(), MapError> {
+        let len = check_range(addr, len_bytes)?;
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(MAX_CALL_LEN);
+            let at = addr.raw() + done;
+            let (nr, args) = call(at, part, done);
+            self.call(what, nr, args, (at, part))?;
+            done += part;
+        }
+        Ok(())
+    }
+
+    fn call(&self, what: &'static str, nr: i64, args: [u64; 6], range: (u64, u64)) -> Result<(), MapError> {
+        match self.inner.process.host_call(&HostCall { what, nr, args }) {
+            Ok(_) => Ok(()),
+            Err(Error::Stub { source, .. }) => {
+                Err(MapError::Refused { what, addr: range.0, len_bytes: range.1, source })
+            }
+            Err(error) => Err(MapError::Platform(error)),
+        }
+    }
+}
+
+/// The length of a range rounded up to pages, if the range is one that a guest may map.
+fn check_range(addr: GuestAddr, len_bytes: u64) -> Result<u64, MapError> {
+    let bad = || MapError::BadRange { addr: addr.raw(), len_bytes, limit: MAX_USER_ADDRESS };
+    let len = len_bytes.checked_next_multiple_of(PAGE_SIZE).ok_or_else(bad)?;
+    let end = addr.raw().checked_add(len).ok_or_else(bad)?;
+    if len == 0 || !addr.is_page_aligned() || end > MAX_USER_ADDRESS { Err(bad()) } else { Ok(len) }
+}

@@ -1,0 +1,154 @@
+//! The supervisor's side of the hand-off: publish a reply, wait for the event.
+//!
+//! The transitions are those of `systrap_stub::handoff`; see there for why the order of the accesses matters.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use systrap_stub::wire::{self, StubEvent};
+
+use crate::platform::Inner;
+use crate::subprocess::{ANSWER_DEADLINE, Attention, StubThread};
+use crate::{Error, SwitchError, sys};
+
+/// `pause`s before the supervisor sleeps: about 50 µs.
+pub(crate) const SPIN: u32 = 5_000;
+/// How long one sleep lasts at most; nothing depends on its end but a lost wake-up by a hostile stub.
+const SLEEP: Duration = Duration::from_millis(500);
+/// First and longest time between two interrupt signals that were not answered.
+const FIRST_KICK: Duration = Duration::from_micros(100);
+const LAST_KICK: Duration = Duration::from_millis(20);
+/// After so many sleeps that ended at once without an event, the stub is playing with the word.
+const EARLY_WAKES: u32 = 64;
+
+/// One exchange with a stub thread.
+pub(crate) struct HandOff<'a> {
+    platform: &'a Inner,
+    thread: &'a StubThread,
+    attention: Option<&'a Attention>,
+}
+
+/// The interrupt signals of one exchange.
+struct Kicks {
+    first: Option<Instant>,
+    next: Instant,
+    pause: Duration,
+}
+
+impl<'a> HandOff<'a> {
+    /// An exchange on behalf of a context, which an interrupt reaches.
+    pub(crate) fn attached(platform: &'a Inner, thread: &'a StubThread, attention: &'a Attention) -> Self {
+        Self { platform, thread, attention: Some(attention) }
+    }
+
+    /// An exchange that no interrupt concerns (a copy, a spill).
+    pub(crate) fn detached(platform: &'a Inner, thread: &'a StubThread) -> Self {
+        Self { platform, thread, attention: None }
+    }
+
+    /// Publishes a reply and waits for the event.
+    pub(crate) fn exchange(&self, reply: u32) -> Result<StubEvent, SwitchError> {
+        let sysmsg = self.thread.sysmsg();
+        // Full barrier: publish before the look at the sleep flag.
+        sysmsg.line.state.swap(reply, Ordering::SeqCst);
+        if sysmsg.stub_sleeps.load(Ordering::SeqCst) != 0 {
+            sys::futex_wake_shared(&sysmsg.line.state);
+        }
+        if self.platform.may_spin() {
+            for _ in 0..SPIN {
+                let state = sysmsg.line.state.load(Ordering::Acquire);
+                if state != reply {
+                    return self.event(state);
+                }
+                if self.needs_attention() {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        self.sleep_for_event(reply)
+    }
+
+    fn needs_attention(&self) -> bool {
+        self.attention.is_some_and(|attention| attention.get() != 0)
+    }
+
+    fn event(&self, state: u32) -> Result<StubEvent, SwitchError> {
+        StubEvent::from_raw(state)
+            .ok_or_else(|| self.corrupted("the state word holds a value that no stub writes"))
+    }
+
+    /// Kills the stub process for breaking the protocol.
+    pub(crate) fn corrupted(&self, what: &'static str) -> SwitchError {
+        self.thread.process().kill();
+        SwitchError::StubCorrupted { what }
+    }
+
+    #[cold]
+    fn sleep_for_event(&self, reply: u32) -> Result<StubEvent, SwitchError> {
+        let sysmsg = self.thread.sysmsg();
+        let own = Attention::default();
+        let attention = self.attention.unwrap_or(&own);
+        let started = Instant::now();
+        let mut kicks = Kicks { first: None, next: started, pause: FIRST_KICK };
+        let mut rounds = 0_u32;
+        let result = loop {
+            // Full barrier: announce the sleep before the last look at the state.
+            sysmsg.supervisor_sleeps.swap(1, Ordering::SeqCst);
+            let state = sysmsg.line.state.load(Ordering::SeqCst);
+            if state != reply {
+                break self.event(state);
+            }
+            if let Some(how) = self.thread.process().exit() {
+                break Err(SwitchError::StubDied { how });
+            }
+            let seen = attention.get();
+            let timeout = match self.attend(seen, started, &mut kicks) {
+                Ok(timeout) => timeout,
+                Err(error) => break Err(error),
+            };
+            rounds += 1;
+            if rounds < EARLY_WAKES {
+                if let Err(source) =
+                    sys::futex_wait_two((&sysmsg.line.state, reply), (attention.word(), seen), timeout)
+                {
+                    break Err(Error::host("futex_waitv", source).into());
+                }
+            } else if started.elapsed() > SLEEP * EARLY_WAKES / 4 {
+                // A long sleep made of honest time-outs.
+                rounds = 0;
+            } else {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        sysmsg.supervisor_sleeps.store(0, Ordering::Relaxed);
+        result
+    }
+
+    /// Sends the interrupt signal if it is due; says how long to sleep.
+    fn attend(&self, seen: u32, started: Instant, kicks: &mut Kicks) -> Result<Duration, SwitchError> {
+        if self.attention.is_none() {
+            if started.elapsed() > ANSWER_DEADLINE {
+                self.thread.process().kill();
+                return Err(Error::StubSilent { seconds: ANSWER_DEADLINE.as_secs() }.into());
+            }
+            return Ok(SLEEP);
+        }
+        if seen & Attention::INTERRUPT == 0 {
+            return Ok(SLEEP);
+        }
+        let now = Instant::now();
+        let first = *kicks.first.get_or_insert(now);
+        if now.duration_since(first) > ANSWER_DEADLINE {
+            return Err(self.corrupted("an interrupt was not answered within 10 s"));
+        }
+        if now >= kicks.next {
+            self.thread.kick();
+            kicks.next = now + kicks.pause;
+            kicks.pause = (kicks.pause * 2).min(LAST_KICK);
+        }
+        Ok(kicks.next.saturating_duration_since(now).max(Duration::from_micros(10)))
+    }
+}
+
+const _: () = assert!(wire::RESUME == 0, "a fresh slot is all zero: its stub thread has not answered yet");

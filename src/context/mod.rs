@@ -1,0 +1,214 @@
+//! The execution state of one guest thread, and how it is run.
+
+mod handoff;
+mod interrupt;
+mod state;
+mod switch;
+
+use std::sync::Arc;
+
+pub(crate) use handoff::HandOff;
+pub use interrupt::Interrupter;
+use state::FullState;
+
+use crate::address_space::SpaceInner;
+use crate::platform::Inner;
+use crate::stats::Local;
+use crate::subprocess::{Attention, StubThread};
+use crate::{Error, Registers};
+
+/// The execution state of one guest thread; the counterpart of gVisor's `platform.Context`.
+///
+/// While it stays in one address space its registers stay in a stub thread and are only copied on demand:
+/// see [`Context::pull_full_state`].
+#[derive(Debug)]
+pub struct Context {
+    platform: Arc<Inner>,
+    attention: Arc<Attention>,
+    home: Option<Home>,
+    full: FullState,
+    /// `full` is the guest's state as of the last event.
+    pulled: bool,
+    /// `full` differs from what the stub thread holds.
+    changed: bool,
+    /// The result that the next switch gives to the call that the last one returned.
+    result: i64,
+    local: Local,
+    hot: bool,
+}
+
+/// The stub thread that holds a context's registers.
+#[derive(Debug)]
+struct Home {
+    space: Arc<SpaceInner>,
+    thread: StubThread,
+    stop: Stop,
+    /// The spin budget that the slot was last given.
+    stub_spin: u32,
+}
+
+/// What the stub thread of a home waits with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// It has no guest state yet: the next reply has to be RESUME_FULL.
+    Empty,
+    /// A 64-bit call whose result the next reply carries.
+    Call,
+    /// An i386 or vsyscall call: as `Call`, but rcx and r11 are not clobbered.
+    OtherCall,
+    /// A fault or an interrupt: the guest goes on where it is.
+    Plain,
+}
+
+impl Context {
+    pub(crate) fn new(platform: Arc<Inner>) -> Self {
+        let full = FullState::initial(&platform.xstate);
+        Self {
+            platform,
+            attention: Arc::default(),
+            home: None,
+            full,
+            pulled: true,
+            changed: true,
+            result: -i64::from(libc::ENOSYS),
+            local: Local::default(),
+            hot: false,
+        }
+    }
+
+    /// Sets the result of the system call that the last switch returned: what the guest finds in rax.
+    ///
+    /// Without it a call returns `-ENOSYS`. After an event that was no call it has no effect.
+    pub fn set_return(&mut self, value: i64) {
+        self.result = value;
+        if self.pulled && self.in_call() {
+            self.full.regs.rax = value as u64;
+        }
+    }
+
+    fn in_call(&self) -> bool {
+        matches!(&self.home, Some(Home { stop: Stop::Call | Stop::OtherCall, .. }))
+    }
+
+    /// The general registers.
+    ///
+    /// # Panics
+    ///
+    /// If the state was not pulled since the last event; see [`Context::pull_full_state`].
+    #[must_use]
+    pub fn registers(&self) -> &Registers {
+        assert!(self.pulled, "call pull_full_state before looking at the registers");
+        &self.full.regs
+    }
+
+    /// The general registers, to be changed before the next switch (gVisor `FullStateChanged`). After a call,
+    /// `rax` set here is the result.
+    ///
+    /// # Panics
+    ///
+    /// As [`Context::registers`].
+    pub fn registers_mut(&mut self) -> &mut Registers {
+        assert!(self.pulled, "call pull_full_state before changing the registers");
+        self.changed = true;
+        &mut self.full.regs
+    }
+
+    /// The xsave image in the standard format, as a signal frame holds it, without the second magic number.
+    ///
+    /// # Panics
+    ///
+    /// As [`Context::registers`].
+    #[must_use]
+    pub fn xstate(&self) -> &[u8] {
+        assert!(self.pulled, "call pull_full_state before looking at the vector state");
+        self.full.xstate_bytes(&self.platform.xstate)
+    }
+
+    /// The xsave image, to be changed before the next switch. Whatever is written is made loadable first.
+    ///
+    /// # Panics
+    ///
+    /// As [`Context::registers`].
+    pub fn xstate_mut(&mut self) -> &mut [u8] {
+        assert!(self.pulled, "call pull_full_state before changing the vector state");
+        self.changed = true;
+        self.full.xstate_bytes_mut(&self.platform.xstate)
+    }
+
+    /// Marks the full state as changed (gVisor `FullStateChanged`): the next switch loads all of it.
+    /// [`Context::registers_mut`] and [`Context::xstate_mut`] do so by themselves.
+    ///
+    /// # Panics
+    ///
+    /// As [`Context::registers`].
+    pub fn full_state_changed(&mut self) {
+        assert!(self.pulled, "call pull_full_state before declaring the state changed");
+        self.changed = true;
+    }
+
+    /// Another context with the same state, as for a new guest thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`Systrap::new_context`](crate::Systrap::new_context).
+    ///
+    /// # Panics
+    ///
+    /// As [`Context::registers`].
+    pub fn duplicate(&self) -> Result<Context, Error> {
+        assert!(self.pulled, "call pull_full_state before duplicating a context");
+        let mut other = Context::new(Arc::clone(&self.platform));
+        other.full = self.full.clone();
+        Ok(other)
+    }
+
+    /// A handle by which any thread can interrupt this context.
+    #[must_use]
+    pub fn interrupter(&self) -> Interrupter {
+        Interrupter::new(Arc::clone(&self.attention))
+    }
+
+    /// Lets go of the address space: the state moves into the context, the stub thread into its pool
+    /// (gVisor `Release`; dropping the context does the same but for the state).
+    ///
+    /// # Errors
+    ///
+    /// As [`Context::pull_full_state`].
+    pub fn release(&mut self) -> Result<(), crate::SwitchError> {
+        self.pull_full_state()?;
+        self.leave_home();
+        Ok(())
+    }
+
+    fn leave_home(&mut self) {
+        self.platform.counters.add(&std::mem::take(&mut self.local));
+        self.cool();
+        if let Some(home) = self.home.take() {
+            home.space.process.detach(&self.attention);
+            if home.space.process.exit().is_none() {
+                home.thread.park();
+            }
+            self.changed = true;
+        }
+    }
+
+    fn heat(&mut self) {
+        if !self.hot {
+            self.hot = true;
+            self.platform.heat();
+        }
+    }
+
+    fn cool(&mut self) {
+        if self.hot {
+            self.hot = false;
+            self.platform.cool();
+        }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        self.leave_home();
+    }
+}

@@ -1,0 +1,208 @@
+//! Running a guest until its next event.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use systrap_stub::wire::{self, StubEvent};
+
+use super::handoff::SPIN;
+use super::{Context, HandOff, Home, Stop};
+use crate::subprocess::Attention;
+use crate::{AddressSpace, Arch, Entry, Error, Event, GuestAddr, Signal, SwitchError, Syscall};
+
+impl Context {
+    /// Runs the guest in `aspace` until its next event (gVisor `Context.Switch`).
+    ///
+    /// The result of a call that the last switch returned is given by [`Context::set_return`] before. A context
+    /// that was in another address space moves with its whole state.
+    ///
+    /// # Errors
+    ///
+    /// [`SwitchError`]; what the guest does is an [`Event`].
+    pub fn switch(&mut self, aspace: &AddressSpace) -> Result<Event, SwitchError> {
+        if self.attention.take(Attention::INTERRUPT) {
+            return Ok(Event::Interrupted);
+        }
+        self.heat();
+        let mut reply = self.prepare_reply(aspace)?;
+        loop {
+            let Some(home) = &self.home else { return Err(SwitchError::BadState { what: "no stub thread" }) };
+            self.pulled = false;
+            self.changed = false;
+            let event = HandOff::attached(&self.platform, &home.thread, &self.attention).exchange(reply);
+            let event = match event {
+                Ok(event) => self.decode(event)?,
+                Err(error) => {
+                    self.abandon_home();
+                    return Err(error);
+                }
+            };
+            match event {
+                // An interrupt signal that came after its interrupt had been reported.
+                Event::Interrupted if !self.attention.take(Attention::INTERRUPT) => reply = wire::RESUME,
+                event => return Ok(event),
+            }
+        }
+    }
+
+    /// Makes the complete state available to [`Context::registers`] and [`Context::xstate`] (gVisor
+    /// `PullFullState`). Cheap if it was done since the last event.
+    ///
+    /// # Errors
+    ///
+    /// [`SwitchError::StubDied`], or [`SwitchError::StubCorrupted`] if the stub thread does not hold a state.
+    pub fn pull_full_state(&mut self) -> Result<(), SwitchError> {
+        if self.pulled {
+            return Ok(());
+        }
+        let Some(home) = &self.home else { return Err(SwitchError::BadState { what: "the state was lost" }) };
+        if let Some(how) = home.thread.process().exit() {
+            return Err(SwitchError::StubDied { how });
+        }
+        if let Err(what) = self.full.read_frame(&home.thread, &self.platform.xstate) {
+            let error = HandOff::detached(&self.platform, &home.thread).corrupted(what);
+            self.abandon_home();
+            return Err(error);
+        }
+        let regs = &mut self.full.regs;
+        match home.stop {
+            Stop::Call => {
+                regs.rax = self.result as u64;
+                regs.rcx = regs.rip;
+                regs.r11 = regs.rflags;
+            }
+            Stop::OtherCall => regs.rax = self.result as u64,
+            Stop::Plain | Stop::Empty => {}
+        }
+        self.pulled = true;
+        Ok(())
+    }
+
+    /// Tells the stub thread to sleep at once instead of spinning for the result: for a supervisor that is about to
+    /// block (gVisor `PrepareSleep`).
+    pub fn prepare_sleep(&mut self) {
+        self.cool();
+        let Some(home) = &mut self.home else { return };
+        let line = &home.thread.sysmsg().line;
+        if home.stop != Stop::Empty && home.stub_spin != 0 {
+            let state = line.state.load(Ordering::Acquire);
+            if !wire::is_reply(state) {
+                // The stub puts the event back unless the reply is there by then.
+                let _ = line.state.compare_exchange(state, wire::SLEEP, Ordering::SeqCst, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Sees to it that there is a stub thread of `aspace`, and says by which reply it goes on.
+    fn prepare_reply(&mut self, aspace: &AddressSpace) -> Result<u32, SwitchError> {
+        if !Arc::ptr_eq(&aspace.inner.platform, &self.platform) {
+            return Err(Error::ForeignAddressSpace.into());
+        }
+        let moves =
+            self.home.as_ref().is_some_and(|home| !Arc::ptr_eq(&home.space.process, &aspace.inner.process));
+        if moves {
+            self.release()?;
+        }
+        if self.home.is_none() {
+            if !self.pulled {
+                return Err(SwitchError::BadState { what: "the state was lost with its stub process" });
+            }
+            let process = &aspace.inner.process;
+            process.attach(&self.attention).map_err(|how| SwitchError::StubDied { how })?;
+            let thread = match process.take_thread() {
+                Ok(thread) => thread,
+                Err(error) => {
+                    process.detach(&self.attention);
+                    return Err(error.into());
+                }
+            };
+            let space = Arc::clone(&aspace.inner);
+            self.home = Some(Home { space, thread, stop: Stop::Empty, stub_spin: u32::MAX });
+            self.changed = true;
+        }
+        let Some(home) = &mut self.home else { return Err(SwitchError::BadState { what: "no stub thread" }) };
+        let sysmsg = home.thread.sysmsg();
+        let spin = if self.platform.may_spin() { SPIN } else { 0 };
+        if spin != home.stub_spin {
+            home.stub_spin = spin;
+            sysmsg.spin.store(spin, Ordering::Relaxed);
+        }
+        if self.changed {
+            self.full
+                .write_area(&home.thread, &self.platform.xstate)
+                .map_err(|what| SwitchError::BadState { what })?;
+            Ok(wire::RESUME_FULL)
+        } else {
+            sysmsg.line.args[0].store(self.result as u64, Ordering::Relaxed);
+            Ok(wire::RESUME)
+        }
+    }
+
+    /// Turns what the stub wrote into an event. Every word is read once.
+    fn decode(&mut self, event: StubEvent) -> Result<Event, SwitchError> {
+        let Some(home) = &mut self.home else { return Err(SwitchError::BadState { what: "no stub thread" }) };
+        let line = &home.thread.sysmsg().line;
+        let args = || {
+            let mut args = [0_u64; 6];
+            for (arg, shared) in args.iter_mut().zip(&line.args) {
+                *arg = shared.load(Ordering::Relaxed);
+            }
+            args
+        };
+        let ip = GuestAddr::new(line.rip.load(Ordering::Relaxed));
+        let nr = line.nr.load(Ordering::Relaxed);
+        let (arch, entry, stop) = match event {
+            StubEvent::Trapped => (Arch::X86_64, Entry::Trapped, Stop::Call),
+            StubEvent::Compat => (Arch::I386, Entry::Trapped, Stop::OtherCall),
+            StubEvent::Vsyscall => (Arch::X86_64, Entry::Vsyscall, Stop::OtherCall),
+            StubEvent::Fault => {
+                home.stop = Stop::Plain;
+                let [code, addr, trapno, error_code, cr2, _] = args();
+                let signo = match i32::try_from(nr) {
+                    Ok(signo) if crate::subprocess::is_fault_signal(signo) => signo,
+                    _ => return Err(self.corrupt("a fault without a signal")),
+                };
+                let code = code as i32;
+                return Ok(Event::Signal(Signal {
+                    signo,
+                    code,
+                    addr: GuestAddr::new(addr),
+                    trapno,
+                    error_code,
+                    cr2,
+                    ip,
+                }));
+            }
+            StubEvent::Interrupted => {
+                home.stop = Stop::Plain;
+                return Ok(Event::Interrupted);
+            }
+            StubEvent::StubFault => return Err(self.corrupt("a fault in the stub's code")),
+            StubEvent::Patched | StubEvent::Ready | StubEvent::Spilled | StubEvent::Done => {
+                return Err(self.corrupt("an event that answers nothing"));
+            }
+        };
+        home.stop = stop;
+        self.local.trapped += 1;
+        self.result = -i64::from(libc::ENOSYS);
+        Ok(Event::Syscall(Syscall { nr, args: args(), ip, arch, entry }))
+    }
+
+    fn corrupt(&mut self, what: &'static str) -> SwitchError {
+        let error = match &self.home {
+            Some(home) => HandOff::detached(&self.platform, &home.thread).corrupted(what),
+            None => SwitchError::StubCorrupted { what },
+        };
+        self.abandon_home();
+        error
+    }
+
+    /// Lets go of a stub thread whose process is dead or dying.
+    fn abandon_home(&mut self) {
+        self.platform.counters.add(&std::mem::take(&mut self.local));
+        self.cool();
+        if let Some(home) = self.home.take() {
+            home.space.process.detach(&self.attention);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The platform: one template stub process, and everything cloned from it.
+
+use std::num::NonZero;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use systrap_stub::layout;
+
+use crate::arch::xstate;
+use crate::shared::RequestPages;
+use crate::stats::Counters;
+use crate::subprocess::{self, Plan, Prepared, Reaper, Reservation, Subprocess};
+use crate::{AddressSpace, Context, Error, GuestAddr, Options, PAGE_SIZE, Stats};
+
+/// The platform; the counterpart of gVisor's `systrap.Systrap`.
+///
+/// A cheap handle: clones refer to the same platform. When the last handle, address space and context are
+/// gone, every stub process has been killed and reaped.
+#[derive(Debug, Clone)]
+pub struct Systrap {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// Where guests find the host's vDSO.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Vdso {
+    /// Its ELF header: the value for `AT_SYSINFO_EHDR`.
+    pub base: GuestAddr,
+    /// First address of `[vvar]` and `[vdso]`.
+    pub start: GuestAddr,
+    /// Length of both in bytes.
+    pub len_bytes: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) options: Options,
+    pub(crate) xstate: xstate::Layout,
+    pub(crate) counters: Counters,
+    pub(crate) supervisor: i32,
+    vdso: Option<Vdso>,
+    cpus: usize,
+    /// Contexts that are being switched in quick succession; see [`Inner::may_spin`].
+    hot: AtomicUsize,
+    template: Arc<Subprocess>,
+    pub(crate) reaper: Reaper,
+}
+
+impl Systrap {
+    /// Sets up a platform: forks the template stub process from a thread of its own.
+    ///
+    /// Counterpart: gVisor `systrap.New`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the CPU or kernel lacks something, [`Error::Host`] if the host refuses a
+    /// resource, [`Error::StubDied`] if the template could not set itself up.
+    pub fn new(options: Options) -> Result<Self, Error> {
+        require_fsgsbase()?;
+        let xstate = xstate::Layout::detect()?;
+        let requests = Arc::new(RequestPages::new()?);
+        let prepared = Prepared::new(&requests)?;
+        let reservation = Reservation::new()?;
+        let base = reservation.base();
+        let text = subprocess::build_image(base)?;
+        let plan = Plan::new(base, &prepared.files(&text, &requests));
+        let vdso = plan.vdso();
+        let (reaper, template) = Reaper::start(plan, base, &requests, prepared)?;
+        make_expendable(template.pid());
+        let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+        let inner = Inner {
+            options,
+            xstate,
+            counters: Counters::default(),
+            supervisor: i32::try_from(std::process::id()).unwrap_or(-1),
+            vdso,
+            cpus,
+            hot: AtomicUsize::new(0),
+            template,
+            reaper,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Makes an empty address space: a new stub process.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooMany`], or that of the host call that failed.
+    pub fn new_address_space(&self) -> Result<AddressSpace, Error> {
+        let process = self.inner.template.clone_process(&self.inner.reaper, self.inner.supervisor)?;
+        Ok(AddressSpace::new(Arc::clone(&self.inner), process))
+    }
+
+    /// Makes a context: the execution state of one guest thread, all registers zero.
+    ///
+    /// # Errors
+    ///
+    /// None today; making a context may need host resources in a later version.
+    pub fn new_context(&self) -> Result<Context, Error> {
+        Ok(Context::new(Arc::clone(&self.inner)))
+    }
+
+    /// The unit in which mappings are made, in bytes (gVisor `MapUnit`): the page size.
+    #[must_use]
+    pub fn map_unit(&self) -> u64 {
+        PAGE_SIZE
+    }
+
+    /// The lowest address that a guest can map (gVisor `MinUserAddress`): `vm.mmap_min_addr`.
+    #[must_use]
+    pub fn min_user_address(&self) -> GuestAddr {
+        const USUAL: u64 = 65536;
+        let text = std::fs::read_to_string("/proc/sys/vm/mmap_min_addr").unwrap_or_default();
+        let min = text.trim().parse::<u64>().unwrap_or(USUAL);
+        GuestAddr::new(min.next_multiple_of(PAGE_SIZE))
+    }
+
+    /// The first address that a guest cannot map (gVisor `MaxUserAddress`).
+    #[must_use]
+    pub fn max_user_address(&self) -> GuestAddr {
+        GuestAddr::new(layout::MAX_USER_ADDRESS)
+    }
+
+    /// Whether an [`AddressSpace`] maps and copies by itself (gVisor `SupportsAddressSpaceIO`): yes.
+    #[must_use]
+    pub fn supports_address_space_io(&self) -> bool {
+        true
+    }
+
+    /// Whether contexts must yield to each other in one address space (gVisor
+    /// `CooperativelySchedulesAddressSpace`): no, each has a host thread.
+    #[must_use]
+    pub fn cooperatively_schedules_address_space(&self) -> bool {
+        false
+    }
+
+    /// Whether a switch notices that another context ran on its CPU meanwhile (gVisor
+    /// `DetectsCPUPreemption`): no.
+    #[must_use]
+    pub fn detects_cpu_preemption(&self) -> bool {
+        false
+    }
+
+    /// Whether the platform owns the page tables (gVisor `OwnsPageTables`): no, the host kernel does.
+    #[must_use]
+    pub fn owns_page_tables(&self) -> bool {
+        false
+    }
+
+    /// How many contexts can make progress at once (gVisor `ConcurrencyCount`): the CPUs this process may use.
+    #[must_use]
+    pub fn concurrency_count(&self) -> usize {
+        self.inner.cpus
+    }
+
+    /// A full memory barrier on every CPU that runs a guest (gVisor `GlobalMemoryBarrier`), by
+    /// membarrier(2) `MEMBARRIER_CMD_GLOBAL`: it covers all processes, stubs included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Host`] if the kernel was built without membarrier.
+    pub fn global_memory_barrier(&self) -> Result<(), Error> {
+        crate::sys::membarrier_global().map_err(|source| Error::host("membarrier", source))
+    }
+
+    /// Where guests find the host's vDSO, the same in all address spaces; `None` if the host has none.
+    #[must_use]
+    pub fn vdso(&self) -> Option<Vdso> {
+        self.inner.vdso
+    }
+
+    /// The counters of the platform.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.inner.counters.snapshot()
+    }
+
+    /// How many stub processes exist, the template included.
+    #[must_use]
+    pub fn stub_process_count(&self) -> usize {
+        self.inner.reaper.process_count()
+    }
+}
+
+impl Inner {
+    pub(crate) fn heat(&self) {
+        self.hot.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn cool(&self) {
+        self.hot.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether both sides of a hand-off may spin: each hot context keeps two CPUs busy.
+    pub(crate) fn may_spin(&self) -> bool {
+        self.hot.load(Ordering::Relaxed) * 2 <= self.cpus
+    }
+}
+
+/// The stub sets fs and gs bases in user mode: HWCAP2_FSGSBASE, Linux 5.9.
+fn require_fsgsbase() -> Result<(), Error> {
+    const HWCAP2_FSGSBASE: u64 = 1 << 1;
+    if crate::sys::hwcap2() & HWCAP2_FSGSBASE != 0 {
+        return Ok(());
+    }
+    let remedy = "use Linux 5.9 or later on a CPU of 2012 or later, without `nofsgsbase`";
+    Err(Error::Unsupported { what: "the instructions rdfsbase and wrgsbase for user code", remedy })
+}
+
+/// A stub process dies before anything else when memory is short; its children inherit that. Best effort:
+/// `/proc` may not be there.
+fn make_expendable(pid: i32) {
+    let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "1000");
+}

@@ -1,0 +1,10 @@
+//! The seccomp filters: of stub processes, and (as rules) of the supervisor.
+//!
+//! seccompiler compiles the conditions on numbers and arguments. It cannot match the instruction pointer,
+//! so [`assemble`] puts a dispatcher on the instruction pointer in front of what it compiled.
+
+mod assemble;
+mod table;
+
+pub(crate) use assemble::assemble;
+pub use table::{Condition, FilterKind, Row, Test, rows};

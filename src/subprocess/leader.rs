@@ -1,0 +1,109 @@
+//! Requests to the leader.
+//!
+//! The answer is the file offset of the address space's memfd, which only the leader can move: a guest that
+//! writes the hint word wakes the supervisor early and nothing more.
+
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use systrap_stub::request::{Answer, SEQ_BITS};
+
+use super::{ANSWER_DEADLINE, Subprocess};
+use crate::{Error, StubExit, sys};
+
+/// How often the answer is looked at before the supervisor sleeps; a look takes about 90 ns.
+const LOOKS_BEFORE_SLEEP: u32 = 20;
+/// After so many sleeps that ended at once a guest is playing with the hint word: sleep by the clock.
+const EARLY_WAKES: u32 = 64;
+
+/// A host call for the leader.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HostCall {
+    /// Its name, for errors.
+    pub(crate) what: &'static str,
+    pub(crate) nr: i64,
+    pub(crate) args: [u64; 6],
+}
+
+/// Whoever holds this may make a request.
+#[derive(Debug, Default)]
+pub(crate) struct LeaderSeat {
+    seq: u32,
+}
+
+impl Subprocess {
+    /// Lets the leader make one host call and returns its result.
+    pub(crate) fn host_call(&self, call: &HostCall) -> Result<i64, Error> {
+        let answer = {
+            let mut seat = self.sit();
+            self.request(&mut seat, std::slice::from_ref(call))?
+        };
+        if answer.left == 0 { Ok(answer.result) } else { Err(Error::stub(call.what, -answer.result as i32)) }
+    }
+
+    fn sit(&self) -> MutexGuard<'_, LeaderSeat> {
+        self.leader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn request(&self, seat: &mut LeaderSeat, calls: &[HostCall]) -> Result<Answer, Error> {
+        let page = self.requests.page(self.request_page);
+        for (op, call) in page.ops.iter().zip(calls) {
+            op.nr.store(call.nr as u64, Ordering::Relaxed);
+            for (slot, arg) in op.args.iter().zip(call.args) {
+                slot.store(arg, Ordering::Relaxed);
+            }
+        }
+        page.count.store(calls.len() as u32, Ordering::Relaxed);
+        seat.seq = seat.seq.wrapping_add(1);
+        page.seq.store(seat.seq, Ordering::SeqCst);
+        sys::futex_wake_shared(&page.seq);
+        self.wait_for_answer(seat.seq)
+    }
+
+    /// A new process says hello once its shared areas are in place: sequence number 0, result 1.
+    pub(super) fn wait_for_hello(&self) -> Result<(), Error> {
+        let answer = self.wait_for_answer(0)?;
+        debug_assert_eq!(answer.result, 1, "the hello of leader.rs");
+        Ok(())
+    }
+
+    fn wait_for_answer(&self, seq: u32) -> Result<Answer, Error> {
+        let hint = &self.slots.leader().hint;
+        let started = Instant::now();
+        let mut looks = 0_u32;
+        let mut sleeps = 0_u32;
+        loop {
+            let hinted = hint.load(Ordering::Acquire);
+            let offset =
+                sys::file_offset(self.slots.file()).map_err(|source| Error::host("lseek", source))?;
+            let answer = Answer::from_offset(offset);
+            // A fresh memfd's offset 0 is no answer: results of hello are 1.
+            if offset != 0 && answer.seq == seq & ((1 << SEQ_BITS) - 1) {
+                return Ok(answer);
+            }
+            if let Some(how) = self.exit() {
+                return Err(Error::StubDied { how });
+            }
+            looks += 1;
+            if looks < LOOKS_BEFORE_SLEEP {
+                continue;
+            }
+            if started.elapsed() > ANSWER_DEADLINE {
+                self.kill();
+                return Err(Error::StubSilent { seconds: ANSWER_DEADLINE.as_secs() });
+            }
+            sleeps += 1;
+            if sleeps < EARLY_WAKES {
+                sys::futex_wait_shared(hint, hinted, Duration::from_millis(2));
+            } else {
+                std::thread::sleep(Duration::from_micros(500));
+            }
+        }
+    }
+
+    /// How the process ended, or an error for a caller that was told it is dead.
+    pub(crate) fn death(&self) -> StubExit {
+        self.exit().unwrap_or(StubExit::Unknown)
+    }
+}

@@ -1,0 +1,248 @@
+//! One stub process: its life, its leader, its stub threads.
+
+mod image;
+mod leader;
+mod reaper;
+mod template;
+mod threads;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::time::{Duration, Instant};
+
+pub(crate) use image::build as build_image;
+pub(crate) use leader::HostCall;
+pub(crate) use reaper::{Prepared, Reaper};
+pub(crate) use template::{Plan, Reservation};
+pub(crate) use threads::StubThread;
+
+use crate::shared::{RequestPages, Slots};
+use crate::sys::{self, ChildState};
+use crate::{Error, StubExit};
+use leader::LeaderSeat;
+use threads::ThreadPool;
+
+/// How long a stub process may take to answer its supervisor before it is killed. Generous: it may wait for
+/// a core behind hundreds of others.
+pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What wakes a supervisor thread that waits for a stub: a word that no stub can see.
+#[derive(Debug, Default)]
+pub(crate) struct Attention(AtomicU32);
+
+impl Attention {
+    /// An interrupt was asked for and not reported yet.
+    pub(crate) const INTERRUPT: u32 = 1;
+    /// The stub process that the context is attached to is dead.
+    pub(crate) const DEATH: u32 = 2;
+
+    pub(crate) fn word(&self) -> &AtomicU32 {
+        &self.0
+    }
+
+    pub(crate) fn get(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Sets a bit and wakes whoever sleeps on the word.
+    pub(crate) fn raise(&self, bit: u32) {
+        if self.0.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
+            sys::futex_wake_private(&self.0);
+        }
+    }
+
+    /// Clears a bit and says whether it was set.
+    pub(crate) fn take(&self, bit: u32) -> bool {
+        self.0.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+    }
+}
+
+/// Whether the stub process's pid still names it.
+#[derive(Debug)]
+enum Life {
+    Alive,
+    Dead(StubExit),
+}
+
+/// One stub process. Dropped by the reaper only after the process was reaped, so that nothing it shares is
+/// reused before.
+#[derive(Debug)]
+pub(crate) struct Subprocess {
+    pid: i32,
+    pidfd: OwnedFd,
+    /// Read-locked while the pid is used; write-locked by the reaper to declare the process dead.
+    life: RwLock<Life>,
+    slots: Slots,
+    /// Where the stub region lies.
+    base: u64,
+    requests: Arc<RequestPages>,
+    request_page: u32,
+    leader: Mutex<LeaderSeat>,
+    threads: Mutex<ThreadPool>,
+    /// Contexts to wake when the process dies.
+    attached: Mutex<Vec<Weak<Attention>>>,
+}
+
+impl Subprocess {
+    /// The process id, for `/proc` only: it may be somebody else's once the process is dead.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
+    pub(crate) fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    /// Prepares everything a stub process shares, before it exists.
+    fn prepare(requests: &Arc<RequestPages>) -> Result<(Slots, u32), Error> {
+        Ok((Slots::new()?, requests.take()?))
+    }
+
+    /// Takes charge of the new process `pid`.
+    fn adopt(
+        pid: i32,
+        base: u64,
+        requests: &Arc<RequestPages>,
+        page: u32,
+        slots: Slots,
+    ) -> Result<Arc<Self>, Error> {
+        let pidfd =
+            sys::pidfd_open(pid).map_err(|source| Error::host("pidfd_open of a stub process", source))?;
+        // Proof that the pid is a child of ours and not somebody's who got the number since.
+        sys::wait_pidfd(pidfd.as_fd(), false).map_err(|_| Error::StubDied { how: StubExit::Unknown })?;
+        Ok(Arc::new(Self {
+            pid,
+            pidfd,
+            life: RwLock::new(Life::Alive),
+            slots,
+            base,
+            requests: Arc::clone(requests),
+            request_page: page,
+            leader: Mutex::new(LeaderSeat::default()),
+            threads: Mutex::new(ThreadPool::new()),
+            attached: Mutex::new(Vec::new()),
+        }))
+    }
+
+    /// Makes a stub process whose guest memory is a copy-on-write copy of this one's.
+    ///
+    /// The shared areas are not inherited (MADV_DONTFORK); the child maps its own before it waits on anything.
+    pub(crate) fn clone_process(&self, reaper: &Reaper, supervisor: i32) -> Result<Arc<Self>, Error> {
+        use std::os::fd::AsRawFd;
+        use systrap_stub::code::leader::CLONE_PROCESS_FLAGS;
+        let (slots, page) = Self::prepare(&self.requests)?;
+        let offset = u64::from(page) * crate::PAGE_SIZE;
+        let memfd = slots.file().as_raw_fd() as u64;
+        let request_fd = self.requests.file().as_raw_fd() as u64;
+        let args = [CLONE_PROCESS_FLAGS, 0, memfd, offset, supervisor as u64, request_fd];
+        let call = HostCall { what: "clone", nr: libc::SYS_clone, args };
+        let pid = match self.host_call(&call) {
+            Ok(pid) => i32::try_from(pid).unwrap_or(-1),
+            Err(error) => {
+                self.requests.give_back(page);
+                return Err(error);
+            }
+        };
+        // Without a pidfd the child cannot be killed safely: it keeps its page, runs no guest, and ends with the supervisor.
+        let child = Self::adopt(pid, self.base, &self.requests, page, slots)?;
+        reaper.watch(&child)?;
+        match child.wait_for_hello() {
+            Ok(()) => Ok(child),
+            Err(error) => {
+                child.kill();
+                Err(error)
+            }
+        }
+    }
+
+    /// Holds the process's pid valid while the guard lives.
+    pub(crate) fn hold_alive(&self) -> Result<RwLockReadGuard<'_, impl Sized>, StubExit> {
+        let life = self.life.read().unwrap_or_else(PoisonError::into_inner);
+        match *life {
+            Life::Alive => Ok(life),
+            Life::Dead(how) => Err(how),
+        }
+    }
+
+    pub(crate) fn exit(&self) -> Option<StubExit> {
+        match *self.life.read().unwrap_or_else(PoisonError::into_inner) {
+            Life::Alive => None,
+            Life::Dead(how) => Some(how),
+        }
+    }
+
+    /// Sends SIGKILL. The reaper does the rest.
+    pub(crate) fn kill(&self) {
+        // An error means that it is dead already.
+        let _ = sys::pidfd_kill(self.pidfd.as_fd());
+    }
+
+    /// Waits until the process has been reaped.
+    pub(crate) fn wait_dead(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let leader = self.slots.leader();
+        while self.exit().is_none() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            let hint = leader.hint.load(Ordering::Relaxed);
+            sys::futex_wait_shared(&leader.hint, hint, Duration::from_millis(1));
+        }
+        true
+    }
+
+    /// Registers a context to be told of the death of the process.
+    pub(crate) fn attach(&self, attention: &Arc<Attention>) -> Result<(), StubExit> {
+        self.lock_attached().push(Arc::downgrade(attention));
+        match self.exit() {
+            None => Ok(()),
+            Some(how) => Err(how),
+        }
+    }
+
+    /// Undoes `attach`.
+    pub(crate) fn detach(&self, attention: &Arc<Attention>) {
+        self.lock_attached().retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(attention)));
+        attention.take(Attention::DEATH);
+    }
+
+    fn lock_attached(&self) -> MutexGuard<'_, Vec<Weak<Attention>>> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Called by the reaper when the pidfd says that the process has ended.
+    fn bury(&self) {
+        let how = match sys::wait_pidfd(self.pidfd.as_fd(), false) {
+            Ok(ChildState::Exited(code)) => StubExit::Code(code),
+            Ok(ChildState::Killed(signal)) => StubExit::Signal(signal),
+            Ok(ChildState::Running) | Err(_) => StubExit::Unknown,
+        };
+        *self.life.write().unwrap_or_else(PoisonError::into_inner) = Life::Dead(how);
+        // Only now may the pid become somebody else's.
+        let _ = sys::wait_pidfd(self.pidfd.as_fd(), true);
+        for attention in self.lock_attached().iter().filter_map(Weak::upgrade) {
+            attention.raise(Attention::DEATH);
+        }
+        sys::futex_wake_shared(&self.slots.leader().hint);
+    }
+}
+
+impl Drop for Subprocess {
+    fn drop(&mut self) {
+        // Dead and reaped in every case but a failed `reaper.watch`, where killing is all that can be done.
+        if self.exit().is_none() {
+            self.kill();
+        }
+        self.requests.give_back(self.request_page);
+    }
+}
+
+/// Whether a signal is one of the synchronous ones that a stub thread reports.
+pub(crate) fn is_fault_signal(signo: i32) -> bool {
+    matches!(signo, libc::SIGSEGV | libc::SIGBUS | libc::SIGFPE | libc::SIGTRAP | libc::SIGILL)
+}

@@ -1,0 +1,172 @@
+//! The thread that forks the template and reaps every stub process.
+//!
+//! It is one thread for two reasons: the parent-death signal of all stub processes fires when *this thread*
+//! ends, and it must not end before they do.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::SigSet;
+
+use super::Subprocess;
+use super::template::{self, Files, Plan};
+use crate::Error;
+use crate::shared::RequestPages;
+
+/// Key of the eventfd among the pidfds.
+const WAKE_KEY: u64 = 0;
+
+#[derive(Debug)]
+struct Shared {
+    epoll: Epoll,
+    wake: EventFd,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    processes: HashMap<u64, Arc<Subprocess>>,
+    next_key: u64,
+    closing: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The handle of the reaper thread. Dropping it kills and reaps all stub processes of the platform.
+#[derive(Debug)]
+pub(crate) struct Reaper {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Reaper {
+    /// Starts the thread and lets it fork the template.
+    pub(crate) fn start(
+        plan: Plan,
+        base: u64,
+        requests: &Arc<RequestPages>,
+        prepared: Prepared,
+    ) -> Result<(Self, Arc<Subprocess>), Error> {
+        let host = |what| move |errno: nix::Error| Error::host(what, errno.into());
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(host("epoll_create"))?;
+        let wake =
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(host("eventfd"))?;
+        epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE_KEY)).map_err(host("epoll_ctl"))?;
+        let state = State { processes: HashMap::new(), next_key: WAKE_KEY + 1, closing: false };
+        let shared = Arc::new(Shared { epoll, wake, state: Mutex::new(state) });
+        let (send, receive) = mpsc::channel();
+        let of_thread = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("systrap-reaper".to_owned())
+            .spawn(move || {
+                // Blocked here, so that the template is born with every signal blocked and no handler of the
+                // embedder runs on this thread.
+                let _ = SigSet::all().thread_block();
+                if send.send(template::fork(&plan)).is_ok() {
+                    run(&of_thread);
+                }
+            })
+            .map_err(|source| Error::host("starting the reaper thread", source))?;
+        let forked = receive.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()));
+        let reaper = Self { shared, thread: Some(thread) };
+        let pid = forked.map_err(|source| Error::host("forking the template stub process", source))?;
+        let template = Subprocess::adopt(pid, base, requests, prepared.page, prepared.slots)?;
+        reaper.watch(&template)?;
+        template.wait_for_hello()?;
+        Ok((reaper, template))
+    }
+
+    /// Reaps a process when it dies, and keeps what it shares until then.
+    pub(crate) fn watch(&self, process: &Arc<Subprocess>) -> Result<(), Error> {
+        let mut state = self.shared.lock();
+        let key = state.next_key;
+        state.next_key += 1;
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, key);
+        self.shared
+            .epoll
+            .add(process.pidfd.as_fd(), event)
+            .map_err(|errno| Error::host("epoll_ctl", errno.into()))?;
+        state.processes.insert(key, Arc::clone(process));
+        Ok(())
+    }
+
+    /// How many stub processes have not been reaped.
+    pub(crate) fn process_count(&self) -> usize {
+        self.shared.lock().processes.len()
+    }
+}
+
+/// What the template shares, made before it exists.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    slots: crate::shared::Slots,
+    page: u32,
+}
+
+impl Prepared {
+    pub(crate) fn new(requests: &Arc<RequestPages>) -> Result<Self, Error> {
+        let (slots, page) = Subprocess::prepare(requests)?;
+        Ok(Self { slots, page })
+    }
+
+    pub(crate) fn files<'a>(&'a self, text: &'a std::fs::File, requests: &'a RequestPages) -> Files<'a> {
+        Files {
+            text: text.as_fd(),
+            slots: self.slots.file(),
+            request: requests.file(),
+            request_offset: u64::from(self.page) * crate::PAGE_SIZE,
+        }
+    }
+}
+
+fn run(shared: &Shared) {
+    let mut events = [EpollEvent::empty(); 32];
+    loop {
+        let count = shared.epoll.wait(&mut events, EpollTimeout::NONE).unwrap_or(0);
+        for event in &events[..count] {
+            if event.data() == WAKE_KEY {
+                let _ = shared.wake.read();
+                continue;
+            }
+            let process = shared.lock().processes.remove(&event.data());
+            if let Some(process) = process {
+                let _ = shared.epoll.delete(process.pidfd.as_fd());
+                process.bury();
+            }
+        }
+        let state = shared.lock();
+        if state.closing && state.processes.is_empty() {
+            return;
+        }
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        {
+            let mut state = self.shared.lock();
+            state.closing = true;
+            for process in state.processes.values() {
+                process.kill();
+            }
+        }
+        while self.shared.wake.write(1).is_err() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        if let Some(thread) = self.thread.take() {
+            // The last handle may be dropped by a process that the reaper itself lets go.
+            if thread.thread().id() != thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}

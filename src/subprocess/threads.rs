@@ -1,0 +1,136 @@
+//! Stub threads: one per context for as long as the context stays; pooled afterwards.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use systrap_stub::code::leader::CLONE_THREAD_FLAGS;
+use systrap_stub::layout::{MAX_SLOTS, SLOT_SIZE, SYSMSG};
+use systrap_stub::sysmsg::Sysmsg;
+use systrap_stub::wire;
+
+use super::{ANSWER_DEADLINE, HostCall, Subprocess};
+use crate::shared::SLOT_STEP;
+use crate::{Error, sys};
+
+/// How long a stub thread sleeps at most before it looks again.
+const STUB_SLEEP_NS: u64 = 500_000_000;
+
+/// The slots of an address space and who has them. Slot 0 is the leader's.
+#[derive(Debug)]
+pub(crate) struct ThreadPool {
+    /// Threads that wait for a RESUME_FULL: slot and thread id.
+    parked: Vec<(u32, i32)>,
+    /// Slots that never had a thread begin here.
+    untouched: u32,
+    /// Slots that exist in the memfd.
+    usable: u32,
+}
+
+impl ThreadPool {
+    pub(super) fn new() -> Self {
+        Self { parked: Vec::new(), untouched: 1, usable: SLOT_STEP }
+    }
+}
+
+/// A stub thread in the hands of one context. It waits for a reply whenever nobody runs it.
+#[derive(Debug)]
+pub(crate) struct StubThread {
+    process: Arc<Subprocess>,
+    slot: u32,
+    tid: i32,
+}
+
+impl StubThread {
+    pub(crate) fn process(&self) -> &Arc<Subprocess> {
+        &self.process
+    }
+
+    pub(crate) fn sysmsg(&self) -> &Sysmsg {
+        self.process.slots().sysmsg(self.slot)
+    }
+
+    pub(crate) fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    /// The slot's address in the stub process.
+    pub(crate) fn stub_addr(&self) -> u64 {
+        self.process.base() + SYSMSG + u64::from(self.slot) * SLOT_SIZE
+    }
+
+    /// Sends the interrupt signal to this thread, if its process lives.
+    pub(crate) fn kick(&self) {
+        if let Ok(_alive) = self.process.hold_alive() {
+            // ESRCH means that the thread is gone; the process's death or the deadline will tell.
+            let _ =
+                sys::tgkill(self.process.pid(), self.tid, systrap_stub::code::sighandler::INTERRUPT_SIGNAL);
+        }
+    }
+
+    /// Gives the thread back. It must be waiting for a reply.
+    pub(crate) fn park(self) {
+        let mut pool = self.process.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.parked.push((self.slot, self.tid));
+    }
+}
+
+impl Subprocess {
+    /// A stub thread that waits for a RESUME_FULL.
+    pub(crate) fn take_thread(self: &Arc<Self>) -> Result<StubThread, Error> {
+        let slot = {
+            let mut pool = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((slot, tid)) = pool.parked.pop() {
+                return Ok(StubThread { process: Arc::clone(self), slot, tid });
+            }
+            let slot = pool.untouched;
+            if u64::from(slot) == MAX_SLOTS {
+                return Err(Error::TooMany {
+                    what: "stub threads in an address space",
+                    limit: MAX_SLOTS - 1,
+                });
+            }
+            if slot == pool.usable {
+                let usable = pool.usable + SLOT_STEP;
+                self.slots.grow(usable).map_err(|source| Error::host("growing the sysmsg memfd", source))?;
+                pool.usable = usable;
+            }
+            pool.untouched += 1;
+            slot
+        };
+        self.start_thread(slot)
+    }
+
+    /// Makes a stub thread in a slot that never had one.
+    fn start_thread(self: &Arc<Self>, slot: u32) -> Result<StubThread, Error> {
+        let sysmsg = self.slots.sysmsg(slot);
+        sysmsg.sleep_timeout.nsec.store(STUB_SLEEP_NS, Ordering::Relaxed);
+        let stack = self.base + SYSMSG + u64::from(slot) * SLOT_SIZE;
+        let args = [CLONE_THREAD_FLAGS, stack, 0, 0, 0, 0];
+        let tid = self.host_call(&HostCall { what: "clone of a stub thread", nr: libc::SYS_clone, args })?;
+        let thread = StubThread { process: Arc::clone(self), slot, tid: i32::try_from(tid).unwrap_or(-1) };
+        // READY is a hint like everything in the slot: whoever forges it harms its own address space only.
+        let deadline = Instant::now() + ANSWER_DEADLINE;
+        sysmsg.supervisor_sleeps.store(1, Ordering::SeqCst);
+        loop {
+            let state = sysmsg.line.state.load(Ordering::Acquire);
+            if state == wire::READY {
+                sysmsg.supervisor_sleeps.store(0, Ordering::Relaxed);
+                return Ok(thread);
+            }
+            if let Some(how) = self.exit() {
+                return Err(Error::StubDied { how });
+            }
+            if Instant::now() > deadline {
+                self.kill();
+                return Err(Error::StubSilent { seconds: ANSWER_DEADLINE.as_secs() });
+            }
+            if state == wire::RESUME {
+                sys::futex_wait_shared(&sysmsg.line.state, state, Duration::from_millis(10));
+            } else {
+                // Somebody scribbles: no busy loop on his account.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
