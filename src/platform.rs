@@ -186,6 +186,12 @@ impl Systrap {
 }
 
 impl Inner {
+    /// Where trampolines jump to.
+    pub(crate) fn syshandler(&self) -> u64 {
+        let syshandler = systrap_stub::code::syshandler::syshandler;
+        self.template.base() + systrap_stub::code::offset_of_entry(syshandler) as u64
+    }
+
     pub(crate) fn heat(&self) {
         self.hot.fetch_add(1, Ordering::Relaxed);
     }

@@ -2,7 +2,7 @@
 //!
 //! The transitions are those of `systrap_stub::handoff`; see there for why the order of the accesses matters.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use systrap_stub::wire::{self, StubEvent};
@@ -49,8 +49,10 @@ impl<'a> HandOff<'a> {
     /// Publishes a reply and waits for the event.
     pub(crate) fn exchange(&self, reply: u32) -> Result<StubEvent, SwitchError> {
         let sysmsg = self.thread.sysmsg();
-        // Full barrier: publish before the look at the sleep flag.
-        sysmsg.line.state.swap(reply, Ordering::SeqCst);
+        // Full barrier: publish before the look at the sleep flag. A plain store and a fence, because a locked
+        // instruction on the line would find it stolen by the spinning stub.
+        sysmsg.line.state.store(reply, Ordering::Release);
+        fence(Ordering::SeqCst);
         if sysmsg.stub_sleeps.load(Ordering::SeqCst) != 0 {
             sys::futex_wake_shared(&sysmsg.line.state);
         }

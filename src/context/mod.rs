@@ -7,6 +7,8 @@ mod switch;
 
 use std::sync::Arc;
 
+use systrap_stub::wire;
+
 pub(crate) use handoff::HandOff;
 pub use interrupt::Interrupter;
 use state::FullState;
@@ -58,6 +60,10 @@ enum Stop {
     OtherCall,
     /// A fault or an interrupt: the guest goes on where it is.
     Plain,
+    /// A call through a patched site: the registers are where the guest left them.
+    Patched,
+    /// The same after SPILL: the registers are in the state area.
+    Spilled,
 }
 
 impl Context {
@@ -87,7 +93,10 @@ impl Context {
     }
 
     fn in_call(&self) -> bool {
-        matches!(&self.home, Some(Home { stop: Stop::Call | Stop::OtherCall, .. }))
+        matches!(
+            &self.home,
+            Some(Home { stop: Stop::Call | Stop::OtherCall | Stop::Patched | Stop::Spilled, .. })
+        )
     }
 
     /// The general registers.
@@ -185,7 +194,10 @@ impl Context {
         self.cool();
         if let Some(home) = self.home.take() {
             home.space.process.detach(&self.attention);
-            if home.space.process.exit().is_none() {
+            // A pooled thread waits in the loop that knows all replies, not in the syshandler's.
+            let spilled = home.stop != Stop::Patched
+                || HandOff::detached(&self.platform, &home.thread).exchange(wire::SPILL).is_ok();
+            if spilled && home.space.process.exit().is_none() {
                 home.thread.park();
             }
             self.changed = true;

@@ -63,13 +63,32 @@ impl FullState {
             *word = shared.load(Ordering::Relaxed);
         }
         layout.sanitise(&mut self.xstate);
+        self.take_registers(&words, thread);
+        Ok(())
+    }
+
+    /// Reads the state area after SPILL.
+    pub(crate) fn read_area(&mut self, thread: &StubThread, layout: &xstate::Layout) {
+        let area = &thread.sysmsg().state;
+        let mut words = [0_u64; SIGCONTEXT_WORDS];
+        for (word, shared) in words.iter_mut().zip(&area.sigcontext) {
+            *word = shared.load(Ordering::Relaxed);
+        }
+        for (word, shared) in self.xstate.iter_mut().zip(&area.xstate.0) {
+            *word = shared.load(Ordering::Relaxed);
+        }
+        layout.sanitise(&mut self.xstate);
+        self.take_registers(&words, thread);
+    }
+
+    fn take_registers(&mut self, words: &[u64; SIGCONTEXT_WORDS], thread: &StubThread) {
+        let sysmsg = thread.sysmsg();
         self.segments = words[gregs::CSGSFSSS];
-        self.regs = from_sigcontext(&words);
+        self.regs = from_sigcontext(words);
         self.regs.fs_base = sysmsg.fs_base.load(Ordering::Relaxed);
         // While the guest does not use %gs itself, it holds the slot's address.
         let gs_base = sysmsg.gs_base.load(Ordering::Relaxed);
         self.regs.gs_base = if gs_base == thread.stub_addr() { 0 } else { gs_base };
-        Ok(())
     }
 
     /// Writes the state to the state area for RESUME_FULL.

@@ -20,7 +20,8 @@ impl Context {
     ///
     /// [`SwitchError`]; what the guest does is an [`Event`].
     pub fn switch(&mut self, aspace: &AddressSpace) -> Result<Event, SwitchError> {
-        if self.attention.take(Attention::INTERRUPT) {
+        // A load first: the locked instruction would cost every call some nanoseconds.
+        if self.attention.get() & Attention::INTERRUPT != 0 && self.attention.take(Attention::INTERRUPT) {
             return Ok(Event::Interrupted);
         }
         self.heat();
@@ -59,20 +60,41 @@ impl Context {
         if let Some(how) = home.thread.process().exit() {
             return Err(SwitchError::StubDied { how });
         }
-        if let Err(what) = self.full.read_frame(&home.thread, &self.platform.xstate) {
-            let error = HandOff::detached(&self.platform, &home.thread).corrupted(what);
-            self.abandon_home();
-            return Err(error);
+        let hand_off = HandOff::detached(&self.platform, &home.thread);
+        let read = if home.stop == Stop::Patched {
+            match hand_off.exchange(wire::SPILL) {
+                Ok(StubEvent::Spilled) => {
+                    self.full.read_area(&home.thread, &self.platform.xstate);
+                    Ok(Stop::Spilled)
+                }
+                Ok(_) => Err(hand_off.corrupted("an event that answers nothing")),
+                Err(error) => Err(error),
+            }
+        } else {
+            match self.full.read_frame(&home.thread, &self.platform.xstate) {
+                Ok(()) => Ok(home.stop),
+                Err(what) => Err(hand_off.corrupted(what)),
+            }
+        };
+        let stop = match read {
+            Ok(stop) => stop,
+            Err(error) => {
+                self.abandon_home();
+                return Err(error);
+            }
+        };
+        if let Some(home) = &mut self.home {
+            home.stop = stop;
         }
         let regs = &mut self.full.regs;
-        match home.stop {
-            Stop::Call => {
+        match stop {
+            Stop::Call | Stop::Spilled => {
                 regs.rax = self.result as u64;
                 regs.rcx = regs.rip;
                 regs.r11 = regs.rflags;
             }
             Stop::OtherCall => regs.rax = self.result as u64,
-            Stop::Plain | Stop::Empty => {}
+            Stop::Plain | Stop::Empty | Stop::Patched => {}
         }
         self.pulled = true;
         Ok(())
@@ -152,6 +174,7 @@ impl Context {
         let ip = GuestAddr::new(line.rip.load(Ordering::Relaxed));
         let nr = line.nr.load(Ordering::Relaxed);
         let (arch, entry, stop) = match event {
+            StubEvent::Patched => (Arch::X86_64, Entry::Patched, Stop::Patched),
             StubEvent::Trapped => (Arch::X86_64, Entry::Trapped, Stop::Call),
             StubEvent::Compat => (Arch::I386, Entry::Trapped, Stop::OtherCall),
             StubEvent::Vsyscall => (Arch::X86_64, Entry::Vsyscall, Stop::OtherCall),
@@ -178,12 +201,15 @@ impl Context {
                 return Ok(Event::Interrupted);
             }
             StubEvent::StubFault => return Err(self.corrupt("a fault in the stub's code")),
-            StubEvent::Patched | StubEvent::Ready | StubEvent::Spilled | StubEvent::Done => {
+            StubEvent::Ready | StubEvent::Spilled | StubEvent::Done => {
                 return Err(self.corrupt("an event that answers nothing"));
             }
         };
         home.stop = stop;
-        self.local.trapped += 1;
+        match entry {
+            Entry::Patched => self.local.patched += 1,
+            Entry::Trapped | Entry::Vsyscall => self.local.trapped += 1,
+        }
         self.result = -i64::from(libc::ENOSYS);
         Ok(Event::Syscall(Syscall { nr, args: args(), ip, arch, entry }))
     }

@@ -238,27 +238,35 @@ impl Table {
 
     fn stub_thread(&mut self, base: u64) {
         use FilterKind::Guest;
-        use SyscallSite::{ExitGroup, ThreadExecute, ThreadExit, ThreadWait, ThreadWake};
+        use SyscallSite::{
+            ExitGroup, FastExecute, FastWait, FastWake, ThreadExecute, ThreadExit, ThreadWait, ThreadWake,
+        };
         let slots = base + layout::SYSMSG;
         let in_slots = [
             Condition { arg: 0, test: Test::Ge(slots) },
             Condition { arg: 0, test: Test::Lt(slots + layout::SYSMSG_LEN) },
         ];
-        let why = "sleeps on the address space's own slots";
-        let wait = in_slots.into_iter().chain([eq32(1, 0)]);
-        self.add(Guest, ThreadWait, "futex", libc::SYS_futex, wait, why);
-        let why = "goes on with that sleep after SIGSTOP and SIGCONT";
-        self.add(Guest, ThreadWait, "restart_syscall", libc::SYS_restart_syscall, [], why);
-        let why = "wakes sleepers on the address space's own slots";
-        let wake = in_slots.into_iter().chain([eq32(1, 1)]);
-        self.add(Guest, ThreadWake, "futex", libc::SYS_futex, wake, why);
-        for flags in ANONYMOUS_FLAGS {
-            let conditions =
-                guest_range(0, 1).into_iter().chain([PROT_RWX, eq(3, flags as u64), eq32(4, u32::MAX)]);
-            let why = "private memory below the stub";
-            self.add(Guest, ThreadExecute, "mmap", libc::SYS_mmap, conditions, why);
+        for site in [ThreadWait, FastWait] {
+            let why = "sleeps on the address space's own slots";
+            let wait = in_slots.into_iter().chain([eq32(1, 0)]);
+            self.add(Guest, site, "futex", libc::SYS_futex, wait, why);
+            let why = "goes on with that sleep after SIGSTOP and SIGCONT";
+            self.add(Guest, site, "restart_syscall", libc::SYS_restart_syscall, [], why);
         }
-        self.guest_memory(Guest, ThreadExecute);
+        for site in [ThreadWake, FastWake] {
+            let why = "wakes sleepers on the address space's own slots";
+            let wake = in_slots.into_iter().chain([eq32(1, 1)]);
+            self.add(Guest, site, "futex", libc::SYS_futex, wake, why);
+        }
+        for site in [ThreadExecute, FastExecute] {
+            for flags in ANONYMOUS_FLAGS {
+                let conditions =
+                    guest_range(0, 1).into_iter().chain([PROT_RWX, eq(3, flags as u64), eq32(4, u32::MAX)]);
+                let why = "private memory below the stub";
+                self.add(Guest, site, "mmap", libc::SYS_mmap, conditions, why);
+            }
+            self.guest_memory(Guest, site);
+        }
         self.add(Guest, ThreadExit, "exit", libc::SYS_exit, [], "ends the caller");
         self.add(Guest, ExitGroup, "exit_group", libc::SYS_exit_group, [], "ends the stub process");
     }

@@ -33,6 +33,8 @@ pub(crate) fn build(base: u64) -> Result<File, Error> {
         return Err(Error::StubCodeMissing);
     }
     image[..text.len()].copy_from_slice(text);
+    let word = code::slots_word_offset();
+    image[word..word + 8].copy_from_slice(&(base + layout::SYSMSG).to_le_bytes());
 
     let mut data = RoData { base, bytes: &mut image[layout::RODATA as usize..], used: rodata::PROGRAMS };
     let handled = HANDLED_SIGNALS.iter().fold(0_u64, |set, signal| set | 1 << (signal - 1));

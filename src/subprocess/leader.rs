@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use systrap_stub::request::{Answer, SEQ_BITS};
 
 use super::{ANSWER_DEADLINE, Subprocess};
-use crate::{Error, StubExit, sys};
+use crate::{Error, sys};
 
 /// How often the answer is looked at before the supervisor sleeps; a look takes about 90 ns.
 const LOOKS_BEFORE_SLEEP: u32 = 20;
@@ -100,10 +100,5 @@ impl Subprocess {
                 std::thread::sleep(Duration::from_micros(500));
             }
         }
-    }
-
-    /// How the process ended, or an error for a caller that was told it is dead.
-    pub(crate) fn death(&self) -> StubExit {
-        self.exit().unwrap_or(StubExit::Unknown)
     }
 }

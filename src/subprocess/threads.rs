@@ -1,5 +1,6 @@
 //! Stub threads: one per context for as long as the context stays; pooled afterwards.
 
+use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -106,6 +107,8 @@ impl Subprocess {
         let sysmsg = self.slots.sysmsg(slot);
         sysmsg.sleep_timeout.nsec.store(STUB_SLEEP_NS, Ordering::Relaxed);
         let stack = self.base + SYSMSG + u64::from(slot) * SLOT_SIZE;
+        let scratch_top = offset_of!(Sysmsg, scratch) + size_of_val(&sysmsg.scratch);
+        sysmsg.scratch_top.store(stack + scratch_top as u64, Ordering::Relaxed);
         let args = [CLONE_THREAD_FLAGS, stack, 0, 0, 0, 0];
         let tid = self.host_call(&HostCall { what: "clone of a stub thread", nr: libc::SYS_clone, args })?;
         let thread = StubThread { process: Arc::clone(self), slot, tid: i32::try_from(tid).unwrap_or(-1) };

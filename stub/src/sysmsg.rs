@@ -4,7 +4,7 @@
 //! once by the supervisor, checked, and then used.
 
 use core::mem::{offset_of, size_of};
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use crate::layout::SLOT_SIZE;
 
@@ -72,6 +72,8 @@ pub mod gregs {
 
 /// Room for an xsave image in bytes. Every state of today's CPUs with AMX tiles takes less.
 pub const XSTATE_LEN: usize = 12 * 1024;
+/// Call numbers below this can be answered in the stub.
+pub const ANSWERS: usize = 512;
 /// Length of the payload buffer in bytes.
 pub const PAYLOAD_LEN: usize = 4096;
 
@@ -106,14 +108,29 @@ pub struct Sysmsg {
     _pad0: [u64; 5],
     /// Not 0 while the stub sleeps on `line.state`: the supervisor wakes it. Written by the stub.
     pub stub_sleeps: AtomicU32,
-    _pad1: u32,
+    _pad1: [u32; 15],
     /// Address (in the stub process) of the `struct sigcontext` of the event's signal frame. Written by the stub.
     pub frame: AtomicU64,
     /// The guest's fs base: written by the stub at every trap, by the supervisor before `RESUME_FULL`.
     pub fs_base: AtomicU64,
     /// What %gs base is at a trap; what it becomes at `RESUME_FULL`.
     pub gs_base: AtomicU64,
-    _pad2: [u64; 4],
+    /// Top of the small stack that the syshandler uses for `pushfq`: the end of [`Sysmsg::scratch`], as a stub
+    /// address. Written by the supervisor.
+    pub scratch_top: AtomicU64,
+    /// The guest's rsp while the syshandler uses that stack. Written by the stub.
+    pub guest_rsp: AtomicU64,
+    /// Calls that the stub answered by itself. Written by the stub: the guest's claim.
+    pub answered: AtomicU64,
+    /// The call's number, then its answer, while the syshandler needs the register. Written by the stub.
+    pub saved_nr: AtomicU64,
+    _pad2: u64,
+    /// A stack of a few words.
+    pub scratch: [AtomicU64; 8],
+    /// Byte n not 0: call number n is answered with `answers[n]`. Written by the supervisor.
+    pub answer_flags: [AtomicU8; ANSWERS],
+    /// The constant results of answered calls. Written by the supervisor.
+    pub answers: [AtomicU64; ANSWERS],
     /// The complete state.
     pub state: StateArea,
     /// Data of small copies.
@@ -121,13 +138,17 @@ pub struct Sysmsg {
 }
 
 /// Offset of the signal stack in a slot.
-pub const SIGSTACK: u64 = 0x5000;
+pub const SIGSTACK: u64 = 0x6000;
 /// Length of the signal stack in bytes.
 pub const SIGSTACK_LEN: u64 = SLOT_SIZE - SIGSTACK;
 
 const _: () = assert!(size_of::<Sysmsg>() as u64 <= SIGSTACK, "the signal stack lies behind the structure");
 const _: () = assert!(offset_of!(Sysmsg, supervisor_sleeps) == 64, "sleep flags are not in the hot line");
 const _: () = assert!(offset_of!(Sysmsg, stub_sleeps) == 128, "each side's sleep flag has its own line");
+const _: () = assert!(
+    offset_of!(Sysmsg, frame) == 192,
+    "what the stub writes at every call is in no line that the supervisor reads"
+);
 const _: () = assert!(offset_of!(StateArea, xstate) % 64 == 0, "xrstor needs 64-byte alignment");
 
 /// What slot 0, the leader's, holds.

@@ -9,7 +9,8 @@
 //!
 //! * [`leader`]: template set-up, the leader's loop, the first steps of a fork child.
 //! * [`thread`]: a new stub thread's first steps.
-//! * [`sighandler`]: the signal handler, its wait loop and all ways back to the guest.
+//! * [`sighandler`]: the signal handler and all ways back to the guest.
+//! * [`syshandler`]: the fast entry, reached from trampolines.
 //!
 //! Each `syscall` instruction is labelled (the label names the address *after* it, which is what seccomp
 //! calls the instruction pointer); [`SyscallSite`] lists them for the filters.
@@ -17,6 +18,7 @@
 
 pub mod leader;
 pub mod sighandler;
+pub mod syshandler;
 pub mod thread;
 
 /// One `syscall` instruction of the stub.
@@ -42,6 +44,9 @@ pub enum SyscallSite {
     ThreadWake,
     ThreadExecute,
     ThreadExit,
+    FastWait,
+    FastWake,
+    FastExecute,
 }
 
 macro_rules! sites {
@@ -81,6 +86,9 @@ sites! {
     ThreadWake = systrap_ip_thread_wake,
     ThreadExecute = systrap_ip_thread_execute,
     ThreadExit = systrap_ip_thread_exit,
+    FastWait = systrap_ip_fast_wait,
+    FastWake = systrap_ip_fast_wake,
+    FastExecute = systrap_ip_fast_execute,
 }
 
 unsafe extern "C" {
@@ -90,13 +98,24 @@ unsafe extern "C" {
     static STOP: u8;
 }
 
+/// Offset in the text of the word that has to hold the address of the slots before the text is used: the
+/// syshandler compares %gs with it.
+#[must_use]
+pub fn slots_word_offset() -> usize {
+    unsafe extern "C" {
+        static systrap_slots_word: u8;
+    }
+    (&raw const systrap_slots_word).addr() - text_start()
+}
+
 /// Names every function of the section: one that nothing refers to would vanish in debug builds.
-pub static ENTRIES: [(&str, unsafe extern "C" fn()); 8] = [
+pub static ENTRIES: [(&str, unsafe extern "C" fn()); 9] = [
     ("template_entry", leader::template_entry),
     ("leader_entry", leader::leader_entry),
     ("thread_entry", thread::thread_entry),
     ("thread_wait", thread::thread_wait),
     ("sighandler", sighandler::sighandler),
+    ("syshandler", syshandler::syshandler),
     ("resume", sighandler::resume),
     ("resume_all", sighandler::resume_all),
     ("restore", sighandler::restore),

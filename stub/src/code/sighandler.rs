@@ -25,6 +25,7 @@ use crate::wire;
 /// a standard signal it does not queue.
 pub const INTERRUPT_SIGNAL: i32 = 17;
 const SIGSYS: i32 = 31;
+const SIGILL: i32 = 4;
 const SIGBUS: i32 = 7;
 const SIGSEGV: i32 = 11;
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
@@ -64,6 +65,11 @@ pub unsafe extern "C" fn sighandler() {
         "mov dword ptr [r15 + {nr}], eax",
         "cmp dword ptr [rsi + 28], {arch}", // si_arch
         "jne 4f",
+        "mov r14d, {vsyscall}",
+        "cmp qword ptr [rsi + 16], 0", // si_call_addr: negative in the vsyscall page only
+        "jl 20f",
+        "mov r14d, {trapped}",
+        "20:",
         "mov rax, [r13 + {rdi}]",
         "mov [r15 + {a0}], rax",
         "mov rax, [r13 + {rsi}]",
@@ -76,10 +82,6 @@ pub unsafe extern "C" fn sighandler() {
         "mov [r15 + {a0} + 32], rax",
         "mov rax, [r13 + {r9}]",
         "mov [r15 + {a0} + 40], rax",
-        "mov r14d, {trapped}",
-        "cmp qword ptr [rsi + 16], 0", // si_call_addr: negative in the vsyscall page only
-        "jge {wait}",
-        "mov r14d, {vsyscall}",
         "jmp {wait}",
         "4:",
         "mov eax, [r13 + {rbx}]",
@@ -134,8 +136,27 @@ pub unsafe extern "C" fn sighandler() {
         "8:",
         "mov r12, [r13 + {fpstate}]",
         "jmp {restore}",
-        // Anything else: no state is worth anything now.
+        // The syshandler met a foreign %gs: a call like any other, all registers still the guest's but for rip.
         "9:",
+        "lea rcx, [rip + systrap_foreign_gs]",
+        "cmp rax, rcx",
+        "jne 3f",
+        "cmp edi, {sigill}",
+        "jne 3f",
+        "mov rax, [r13 + {rcx}]",
+        "mov [r13 + {rip}], rax",
+        "mov [r15 + {line_rip}], rax",
+        "rdfsbase rcx",
+        "mov [r15 + {fs_base}], rcx",
+        "rdgsbase rcx",
+        "mov [r15 + {gs_base}], rcx",
+        "mov [r15 + {frame}], r13",
+        "mov eax, [r13 + {rax}]",
+        "mov dword ptr [r15 + {nr}], eax",
+        "mov r14d, {trapped}",
+        "jmp 20b",
+        // Anything else: no state is worth anything now.
+        "3:",
         "mov [r15 + {line_rip}], rax",
         "mov dword ptr [r15 + {nr}], edi",
         "mov r14d, {stub_fault}",
@@ -164,6 +185,7 @@ pub unsafe extern "C" fn sighandler() {
         nr = const offset_of!(Sysmsg, line.nr),
         a0 = const offset_of!(Sysmsg, line.args),
         sigsys = const SIGSYS,
+        sigill = const SIGILL,
         sigsegv = const SIGSEGV,
         sigbus = const SIGBUS,
         interrupt_signal = const INTERRUPT_SIGNAL,
@@ -184,6 +206,10 @@ pub unsafe extern "C" fn sighandler() {
 #[unsafe(link_section = "systrap_stub")]
 pub unsafe extern "C" fn resume() {
     naked_asm!(
+        "cmp r14d, {spilled}",
+        "je 7f",
+        "cmp r14d, {ready}",
+        "je 8f",
         "mov r12, [r13 + {fpstate}]",
         "cmp r14d, {trapped}",
         "jne 5f",
@@ -232,12 +258,18 @@ pub unsafe extern "C" fn resume() {
         "cmp r14d, {interrupted}",
         "je {restore}",
         // READY and STUB_FAULT have nothing to resume.
+        "8:",
         "mov edi, {bad_reply}",
         "jmp systrap_exit_group",
         "6:",
         "mov rcx, [r15 + {a0}]",
         "mov [r13 + {rax}], rcx",
         "jmp {restore}",
+        // A call through a patched site whose registers were spilled.
+        "7:",
+        "mov rcx, [r15 + {a0}]",
+        "mov [r15 + {state_rax}], rcx",
+        "jmp {resume_all}",
         fpstate = const gregs::FPSTATE * 8,
         rax = const gregs::RAX * 8,
         rcx = const gregs::RCX * 8,
@@ -251,7 +283,11 @@ pub unsafe extern "C" fn resume() {
         vsyscall = const wire::VSYSCALL,
         fault = const wire::FAULT,
         interrupted = const wire::INTERRUPTED,
+        spilled = const wire::SPILLED,
+        ready = const wire::READY,
+        state_rax = const offset_of!(Sysmsg, state.sigcontext) + gregs::RAX * 8,
         bad_reply = const super::leader::exit_code::BAD_REPLY,
+        resume_all = sym resume_all,
         restore = sym restore,
     )
 }

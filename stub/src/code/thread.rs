@@ -90,8 +90,8 @@ pub unsafe extern "C" fn thread_wait() {
         // ---- r14d = the event to which RESUME answers; ebp = the event now published.
         "mov ebp, r14d",
         "2:",
-        "mov eax, ebp",
-        "xchg dword ptr [r15 + {state}], eax", // full barrier: publish before the look at the sleep flag
+        "mov dword ptr [r15 + {state}], ebp",
+        "lock or dword ptr [r15 + {barrier}], 0", // full barrier: publish before the look at the sleep flag
         "cmp dword ptr [r15 + {supervisor_sleeps}], 0",
         "je 3f",
         "lea rdi, [r15 + {state}]",
@@ -208,6 +208,7 @@ pub unsafe extern "C" fn thread_wait() {
         supervisor_sleeps = const offset_of!(Sysmsg, supervisor_sleeps),
         stub_sleeps = const offset_of!(Sysmsg, stub_sleeps),
         timeout = const offset_of!(Sysmsg, sleep_timeout),
+        barrier = const offset_of!(Sysmsg, saved_nr),
         payload = const offset_of!(Sysmsg, payload),
         resume_full = const wire::RESUME_FULL,
         execute = const wire::EXECUTE,
