@@ -1,0 +1,188 @@
+//! Proof that an offset is an instruction boundary.
+//!
+//! x86 code cannot be decoded backwards: google/gvisor#10849 is a patcher that took the displacement and immediate of
+//! `c7 44 24 b8 10 00 00 00` for a `mov eax, 16`. Decoding *forwards* however falls into step with the real
+//! instructions after a few of them, wherever it starts. So every start in a stretch of bytes in front of the offset
+//! casts a vote, and only a unanimous vote counts. A known function start is a second witness: decoding from there is
+//! right by definition, unless there is data in between.
+
+use crate::decode::Lengths;
+use crate::window::Hints;
+
+/// Starts this far in front of the offset vote. Closer ones have not fallen into step yet.
+const NEAREST_START: i32 = 16;
+/// Starts further away add time, not certainty.
+const FARTHEST_START: i32 = 64;
+/// Starts that run into an invalid opcode abstain; so many have to remain for the vote to count.
+pub(crate) const MIN_VOTERS: u8 = 16;
+
+/// What a proof rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Witness {
+    /// All of so many decodings agree; no function start is known.
+    Vote {
+        /// How many starts reached the offset's neighbourhood.
+        voters: u8,
+    },
+    /// All decodings agree, and so does the one from the known function start.
+    VoteAndFunction {
+        /// How many starts reached the offset's neighbourhood.
+        voters: u8,
+    },
+    /// Decoding from the known function start reaches the offset; the vote was split or too small.
+    Function {
+        /// Starts that agreed.
+        agreeing: u8,
+        /// How many starts reached the offset's neighbourhood.
+        voters: u8,
+    },
+}
+
+/// There is no proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("{agreeing} of {voters} decodings agree and no function start vouches for it")]
+pub struct Unproved {
+    /// Starts that decoded an instruction boundary at the offset.
+    pub agreeing: u8,
+    /// How many starts got past the offset at all.
+    pub voters: u8,
+    /// Decoding from the known function start says that this is not a boundary.
+    pub contradicted: bool,
+}
+
+/// A proved boundary, and the one before it when all voters saw the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Boundary {
+    pub witness: Witness,
+    pub previous: Option<i32>,
+}
+
+/// The instruction boundaries of a window, as far as they are asked for.
+pub(crate) struct Prover<'a> {
+    lengths: Lengths<'a>,
+    /// Boundaries from the known function start on, ascending; empty when there is no function in the window.
+    linear: Vec<i32>,
+}
+
+impl<'a> Prover<'a> {
+    /// `reach` is the last offset that will be asked about.
+    pub fn new(mut lengths: Lengths<'a>, hints: &Hints<'_>, reach: i32) -> Self {
+        let linear = hints.function.map(|f| {
+            let window = *lengths.window();
+            let end = f.end.and_then(|e| window.offset_of(e)).unwrap_or(i32::MAX).min(reach);
+            window.offset_of(f.start).map(|start| walk(&mut lengths, start, end)).unwrap_or_default()
+        });
+        Self { lengths, linear: linear.unwrap_or_default() }
+    }
+
+    pub fn lengths(&mut self) -> &mut Lengths<'a> {
+        &mut self.lengths
+    }
+
+    /// Whether decoding from the function start covers `at`, and if so, whether it is a boundary and which is before.
+    fn linear_says(&self, at: i32) -> Option<Result<Option<i32>, ()>> {
+        if at < *self.linear.first()? || at > *self.linear.last()? {
+            return None;
+        }
+        Some(match self.linear.binary_search(&at) {
+            Ok(i) => Ok(i.checked_sub(1).map(|i| self.linear[i])),
+            Err(_) => Err(()),
+        })
+    }
+
+    /// Proves that an instruction begins (or code ends) at `at`.
+    pub fn boundary(&mut self, at: i32) -> Result<Boundary, Unproved> {
+        let vote = self.vote(at);
+        let unanimous = vote.voters >= MIN_VOTERS && vote.agreeing == vote.voters;
+        let (agreeing, voters) = (vote.agreeing, vote.voters);
+        match (self.linear_says(at), unanimous) {
+            (Some(Ok(previous)), true) => {
+                // The two witnesses must tell the same story about the instruction before as well.
+                let previous =
+                    if previous.is_none() || vote.previous == previous { vote.previous } else { None };
+                Ok(Boundary { witness: Witness::VoteAndFunction { voters }, previous })
+            }
+            (Some(Ok(previous)), false) => {
+                Ok(Boundary { witness: Witness::Function { agreeing, voters }, previous })
+            }
+            (None, true) => Ok(Boundary { witness: Witness::Vote { voters }, previous: vote.previous }),
+            (Some(Err(())), _) => Err(Unproved { agreeing, voters, contradicted: true }),
+            (None, false) => Err(Unproved { agreeing, voters, contradicted: false }),
+        }
+    }
+
+    fn vote(&mut self, at: i32) -> Vote {
+        let mut vote = Vote { agreeing: 0, voters: 0, previous: None };
+        let mut previous_agrees = true;
+        for start in (at - FARTHEST_START)..=(at - NEAREST_START) {
+            match self.arrival(start, at) {
+                Arrival::At(previous) => {
+                    previous_agrees &= vote.previous.is_none_or(|p| p == previous);
+                    vote.previous = Some(previous);
+                    vote.voters += 1;
+                    vote.agreeing += 1;
+                }
+                Arrival::Over => vote.voters += 1,
+                Arrival::Abstains => {}
+            }
+        }
+        if !previous_agrees {
+            vote.previous = None;
+        }
+        vote
+    }
+
+    fn arrival(&mut self, start: i32, at: i32) -> Arrival {
+        let mut here = start;
+        loop {
+            let Some(next) = self.lengths.next(here) else { return Arrival::Abstains };
+            match next.cmp(&at) {
+                std::cmp::Ordering::Less => here = next,
+                std::cmp::Ordering::Equal => return Arrival::At(here),
+                std::cmp::Ordering::Greater => return Arrival::Over,
+            }
+        }
+    }
+
+    /// Boundaries from somewhere before `from` up to `to`: by the function if it is known, else by the farthest start
+    /// that gets there. Only a suggestion: each boundary used has to be proved.
+    pub fn suggest_chain(&mut self, from: i32, to: i32) -> Vec<i32> {
+        if matches!(self.linear_says(to), Some(Ok(_))) {
+            return self.linear.iter().copied().filter(|b| (from..=to).contains(b)).collect();
+        }
+        let first = self.lengths.window().first();
+        (from.max(first)..to)
+            .map(|start| walk(&mut self.lengths, start, to))
+            .find(|chain| chain.last() == Some(&to))
+            .unwrap_or_default()
+    }
+}
+
+struct Vote {
+    agreeing: u8,
+    voters: u8,
+    previous: Option<i32>,
+}
+
+const _: () = assert!(FARTHEST_START - NEAREST_START < u8::MAX as i32, "votes are counted in a u8");
+
+enum Arrival {
+    /// Reached the offset; the instruction before it began here.
+    At(i32),
+    /// An instruction covers the offset.
+    Over,
+    /// Ran into something that is no instruction, or starts outside of the window.
+    Abstains,
+}
+
+/// Instruction boundaries from `start` on, `end` included if one falls on it.
+fn walk(lengths: &mut Lengths<'_>, start: i32, end: i32) -> Vec<i32> {
+    let mut chain = vec![];
+    let mut here = Some(start).filter(|s| *s >= lengths.window().first());
+    while let Some(at) = here.filter(|at| *at <= end) {
+        chain.push(at);
+        here = lengths.next(at);
+    }
+    chain
+}
