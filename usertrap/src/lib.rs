@@ -10,6 +10,8 @@ mod patch_map;
 mod plan;
 mod planner;
 mod prove;
+#[cfg(feature = "elf")]
+mod scan;
 mod targets;
 mod trampoline;
 mod window;
@@ -23,6 +25,8 @@ pub use patch_map::*;
 pub use plan::*;
 pub use planner::{plan, prove_site_of};
 pub use prove::{Unproved, Witness};
+#[cfg(feature = "elf")]
+pub use scan::{GvisorRule, Scan, ScanError, ScannedSite, scan};
 pub use trampoline::*;
 pub use window::*;
 pub use write::{Step, WriteMode};

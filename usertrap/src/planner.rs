@@ -36,12 +36,18 @@ pub fn plan(window: &CodeWindow<'_>, hints: &Hints<'_>) -> Result<Plan, Refusal>
     Search { window, hints, prover, targets }.run()
 }
 
-/// Whether an instruction begins at the window's site, whatever it is. This is what offline scans ask first.
+/// Whether an instruction begins at the window's site, whatever bytes are there. Offline scans ask this first.
 ///
 /// # Errors
 /// [`Refusal::NotAnInstruction`] when the witnesses say no, [`Refusal::SiteUnproved`] when they do not say yes.
 pub fn prove_site_of(window: &CodeWindow<'_>, hints: &Hints<'_>) -> Result<Witness, Refusal> {
     prove_site(&mut Prover::new(Lengths::new(*window), hints, SYSCALL.len() as i32))
+}
+
+/// Where the instructions in front of the site and the one at the site probably begin, ascending: for people to read.
+#[cfg(feature = "elf")]
+pub(crate) fn probable_line(window: &CodeWindow<'_>, hints: &Hints<'_>, before: i32) -> Vec<i32> {
+    Prover::new(Lengths::new(*window), hints, SYSCALL.len() as i32).suggest_chain(-before, 0)
 }
 
 fn prove_site(prover: &mut Prover<'_>) -> Result<Witness, Refusal> {
