@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::addr::GuestAddr;
 use crate::decode::{Decoded, Lengths, Padding, copy_kind, decode_at, leaves_for_good, padding_kind};
 use crate::plan::{Blocker, JUMP_LEN, Plan, Refusal, Relocated, Tier};
-use crate::prove::{Boundary, MIN_VOTERS, Prover, Unproved, Witness};
+use crate::prove::{Boundary, Prover, Unproved, Witness};
 use crate::targets::Targets;
 use crate::window::{CodeWindow, Hints, SYSCALL};
 
@@ -15,6 +15,10 @@ const LINE_MAX: i32 = 96;
 
 /// What `jmp rel8` over the `syscall` reaches, as offsets of its target.
 const REL8: Range<i32> = (SYSCALL.len() as i32 - 128)..(SYSCALL.len() as i32 + 128);
+
+/// So many decodings that all deny a site settle that it is none. Fewer than it takes to affirm: nothing is done
+/// about a place that is no site, so being wrong costs a trap.
+const DENYING_VOTERS: u8 = 4;
 
 /// Functions and loop heads are aligned to this by compilers that pad with `nop`s.
 const PADDING_ALIGN: u64 = 16;
@@ -53,7 +57,7 @@ pub(crate) fn probable_line(window: &CodeWindow<'_>, hints: &Hints<'_>, before: 
 fn prove_site(prover: &mut Prover<'_>) -> Result<Witness, Refusal> {
     prover.boundary(0).map(|b| b.witness).map_err(|unproved| {
         let Unproved { agreeing, voters, contradicted } = unproved;
-        if contradicted || (voters >= MIN_VOTERS && agreeing == 0) {
+        if contradicted || (voters >= DENYING_VOTERS && agreeing == 0) {
             Refusal::NotAnInstruction(unproved)
         } else {
             Refusal::SiteUnproved(unproved)

@@ -4,9 +4,9 @@
 //! `c7 44 24 b8 10 00 00 00` for a `mov eax, 16`. Decoding *forwards* however falls into step with the real
 //! instructions after a few of them, wherever it starts. So every start in a stretch of bytes in front of the offset
 //! casts a vote, and only a unanimous vote counts. A known function start is a second witness: decoding from there is
-//! right by definition, unless there is data in between.
+//! right by definition, unless there is data in between; behind a jump or return it needs a majority of the votes, too.
 
-use crate::decode::Lengths;
+use crate::decode::{Lengths, decode_at, leaves_for_good};
 use crate::window::Hints;
 
 /// Starts this far in front of the offset vote. Closer ones have not fallen into step yet.
@@ -63,17 +63,23 @@ pub(crate) struct Prover<'a> {
     lengths: Lengths<'a>,
     /// Boundaries from the known function start on, ascending; empty when there is no function in the window.
     linear: Vec<i32>,
+    /// Behind the first jump or return there may be data, which only looks decodable: from here on the function start
+    /// is believed only if most voters agree.
+    straight_until: i32,
 }
 
 impl<'a> Prover<'a> {
     /// `reach` is the last offset that will be asked about.
     pub fn new(mut lengths: Lengths<'a>, hints: &Hints<'_>, reach: i32) -> Self {
-        let linear = hints.function.map(|f| {
-            let window = *lengths.window();
+        let window = *lengths.window();
+        let linear = hints.function.and_then(|f| {
             let end = f.end.and_then(|e| window.offset_of(e)).unwrap_or(i32::MAX).min(reach);
-            window.offset_of(f.start).map(|start| walk(&mut lengths, start, end)).unwrap_or_default()
+            window.offset_of(f.start).map(|start| walk(&mut lengths, start, end))
         });
-        Self { lengths, linear: linear.unwrap_or_default() }
+        let linear = linear.unwrap_or_default();
+        let leaves = |at: &&i32| decode_at(&window, **at).is_none_or(|d| leaves_for_good(&d.instr));
+        let straight_until = linear.iter().find(leaves).copied().unwrap_or(i32::MAX);
+        Self { lengths, linear, straight_until }
     }
 
     pub fn lengths(&mut self) -> &mut Lengths<'a> {
@@ -103,12 +109,12 @@ impl<'a> Prover<'a> {
                     if previous.is_none() || vote.previous == previous { vote.previous } else { None };
                 Ok(Boundary { witness: Witness::VoteAndFunction { voters }, previous })
             }
-            (Some(Ok(previous)), false) => {
+            (Some(Ok(previous)), false) if at <= self.straight_until || 2 * agreeing > voters => {
                 Ok(Boundary { witness: Witness::Function { agreeing, voters }, previous })
             }
             (None, true) => Ok(Boundary { witness: Witness::Vote { voters }, previous: vote.previous }),
             (Some(Err(())), _) => Err(Unproved { agreeing, voters, contradicted: true }),
-            (None, false) => Err(Unproved { agreeing, voters, contradicted: false }),
+            (None | Some(Ok(_)), false) => Err(Unproved { agreeing, voters, contradicted: false }),
         }
     }
 

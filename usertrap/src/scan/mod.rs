@@ -12,7 +12,7 @@ use image::{Code, Image};
 use crate::addr::{GuestAddr, GuestRange};
 use crate::patch_map::bytes_used;
 use crate::plan::{Plan, Refusal};
-use crate::planner::{plan, probable_line, prove_site_of};
+use crate::planner::{plan, probable_line};
 use crate::window::{CodeWindow, Hints, KnownFunction, SYSCALL, WINDOW_AFTER, WINDOW_BEFORE};
 
 /// Functions are shown to the planner whole when they are no longer than this on either side of the site.
@@ -135,7 +135,7 @@ impl<'a> Scan<'a> {
         }
         let file_offset = code.file_offset.saturating_add(code.addr.distance_to(site) as u64);
         let name = function.and_then(|f| f.name).map(str::to_owned);
-        let gvisor = self.gvisor_rule(site, known);
+        let gvisor = Self::gvisor_rule(&window, &hints);
         Some(ScannedSite { site, file_offset, function: name, result, gvisor, known })
     }
 
@@ -158,15 +158,13 @@ impl<'a> Scan<'a> {
         self.targets.get(from..to).unwrap_or_default()
     }
 
-    fn gvisor_rule(&self, site: GuestAddr, known: Option<KnownFunction>) -> GvisorRule {
-        let mov = site.wrapping_offset(-5);
-        let Some((window, _)) = self.window(mov, known).filter(|(w, _)| w.get(0, 1) == Some(&[0xb8])) else {
-            return GvisorRule::NoMatch;
-        };
-        let hints = Hints { function: known, ..Hints::default() };
-        match prove_site_of(&window, &hints) {
-            Err(Refusal::NotAnInstruction(_)) => GvisorRule::FalseMatch,
-            _ => GvisorRule::Patches,
+    fn gvisor_rule(window: &CodeWindow<'_>, hints: &Hints<'_>) -> GvisorRule {
+        if window.get(-5, 1) != Some(&[0xb8]) {
+            GvisorRule::NoMatch
+        } else if probable_line(window, hints, WINDOW_BEFORE as i32).contains(&-5) {
+            GvisorRule::Patches
+        } else {
+            GvisorRule::FalseMatch
         }
     }
 
