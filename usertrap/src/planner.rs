@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::addr::GuestAddr;
 use crate::decode::{Decoded, Lengths, Padding, copy_kind, decode_at, leaves_for_good, padding_kind};
 use crate::plan::{Blocker, JUMP_LEN, Plan, Refusal, Relocated, Tier};
-use crate::prove::{Boundary, Prover, Unproved, Witness};
+use crate::prove::{Prover, Unproved, Witness};
 use crate::targets::Targets;
 use crate::window::{CodeWindow, Hints, SYSCALL};
 
@@ -15,6 +15,9 @@ const LINE_MAX: i32 = 96;
 
 /// What `jmp rel8` over the `syscall` reaches, as offsets of its target.
 const REL8: Range<i32> = (SYSCALL.len() as i32 - 128)..(SYSCALL.len() as i32 + 128);
+
+/// Longest jump or return looked for in front of padding: `jmp [rip + disp32]` with a prefix or two.
+const WAY_OUT_MAX: i32 = 8;
 
 /// So many decodings that all deny a site settle that it is none. Fewer than it takes to affirm: nothing is done
 /// about a place that is no site, so being wrong costs a trap.
@@ -55,7 +58,7 @@ pub(crate) fn probable_line(window: &CodeWindow<'_>, hints: &Hints<'_>, before: 
 }
 
 fn prove_site(prover: &mut Prover<'_>) -> Result<Witness, Refusal> {
-    prover.boundary(0).map(|b| b.witness).map_err(|unproved| {
+    prover.boundary(0).map_err(|unproved| {
         let Unproved { agreeing, voters, contradicted } = unproved;
         if contradicted || (voters >= DENYING_VOTERS && agreeing == 0) {
             Refusal::NotAnInstruction(unproved)
@@ -141,10 +144,8 @@ impl Search<'_, '_> {
 
     /// Whether the boundary is proved, no branch goes into `inside` and no other patch lies there.
     fn usable(&mut self, boundary: i32, inside: Range<i32>) -> Result<Witness, Blocker> {
-        let Boundary { witness, .. } = self
-            .prover
-            .boundary(boundary)
-            .map_err(|unproved| Blocker::Unproved { offset: boundary, unproved })?;
+        let proof = self.prover.boundary(boundary);
+        let witness = proof.map_err(|unproved| Blocker::Unproved { offset: boundary, unproved })?;
         if let Some(offset) = self.targets.first_in(inside.clone()) {
             return Err(Blocker::BranchInto { offset });
         }
@@ -184,26 +185,32 @@ impl Search<'_, '_> {
     /// A quick look, so that only few places are proved: padding here, the end of a jump or return in front of it.
     fn may_be_padding(&self, at: i32) -> bool {
         let padded = decode_at(self.window, at).is_some_and(|d| padding_kind(&d.instr).is_some());
-        padded
-            && (1..=8).any(|len| {
-                decode_at(self.window, at - len).is_some_and(|d| d.end() == at && leaves_for_good(&d.instr))
-            })
+        padded && self.ways_out(at).next().is_some()
+    }
+
+    /// Where a jump or return may begin that ends at `at`.
+    fn ways_out(&self, at: i32) -> impl Iterator<Item = i32> + use<'_> {
+        let ends_here = move |d: &Decoded| d.end() == at && leaves_for_good(&d.instr);
+        (1..=WAY_OUT_MAX)
+            .filter_map(move |len| decode_at(self.window, at - len).filter(ends_here))
+            .map(|d| d.offset)
     }
 
     /// Five bytes in the run of padding that begins at `start`, if it is proved that nothing executes them.
     fn padding_at(&mut self, start: i32) -> Result<(i32, Padding, Witness), Blocker> {
         let (end, kind) = self.padding_run(start).ok_or(Blocker::NoPadding)?;
-        let Boundary { witness, previous } =
-            self.prover.boundary(start).map_err(|unproved| Blocker::Unproved { offset: start, unproved })?;
-        let leaves = previous
-            .and_then(|p| decode_at(self.window, p))
-            .is_some_and(|d| d.end() == start && leaves_for_good(&d.instr));
-        if !leaves {
-            return Err(Blocker::NoPadding);
-        }
+        let (witness, mut why_not) = (None, Blocker::NoPadding);
+        let ways_out: Vec<i32> = self.ways_out(start).collect();
+        let witness = ways_out.into_iter().fold(witness, |found, way_out| {
+            found.or_else(|| {
+                let proof = self.prover.boundary(way_out);
+                proof.map_err(|unproved| why_not = Blocker::Unproved { offset: way_out, unproved }).ok()
+            })
+        });
+        let witness = witness.ok_or(why_not)?;
         // What a branch enters, and all behind it, is executed. An instruction at `end` may be entered.
         let end = self.targets.first_in(start..end).unwrap_or(end);
-        let mut why_not = Blocker::NoPadding;
+        why_not = Blocker::NoPadding;
         for offset in (start..end).take_while(|o| o + JUMP_LEN as i32 <= end && REL8.contains(o)) {
             match self.free(offset..offset + JUMP_LEN as i32) {
                 Ok(()) => return Ok((offset, kind, witness)),

@@ -51,13 +51,6 @@ pub struct Unproved {
     pub contradicted: bool,
 }
 
-/// A proved boundary, and the one before it when all voters saw the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Boundary {
-    pub witness: Witness,
-    pub previous: Option<i32>,
-}
-
 /// The instruction boundaries of a window, as far as they are asked for.
 pub(crate) struct Prover<'a> {
     lengths: Lengths<'a>,
@@ -86,75 +79,53 @@ impl<'a> Prover<'a> {
         &mut self.lengths
     }
 
-    /// Whether decoding from the function start covers `at`, and if so, whether it is a boundary and which is before.
-    fn linear_says(&self, at: i32) -> Option<Result<Option<i32>, ()>> {
-        if at < *self.linear.first()? || at > *self.linear.last()? {
-            return None;
-        }
-        Some(match self.linear.binary_search(&at) {
-            Ok(i) => Ok(i.checked_sub(1).map(|i| self.linear[i])),
-            Err(_) => Err(()),
-        })
+    /// Whether decoding from the function start covers `at`, and if so, whether it is a boundary.
+    fn linear_says(&self, at: i32) -> Option<bool> {
+        let covered = at >= *self.linear.first()? && at <= *self.linear.last()?;
+        covered.then(|| self.linear.binary_search(&at).is_ok())
     }
 
     /// Proves that an instruction begins (or code ends) at `at`.
-    pub fn boundary(&mut self, at: i32) -> Result<Boundary, Unproved> {
-        let vote = self.vote(at);
-        let unanimous = vote.voters >= MIN_VOTERS && vote.agreeing == vote.voters;
-        let (agreeing, voters) = (vote.agreeing, vote.voters);
+    pub fn boundary(&mut self, at: i32) -> Result<Witness, Unproved> {
+        let (agreeing, voters) = self.vote(at);
+        let unanimous = voters >= MIN_VOTERS && agreeing == voters;
+        let straight = at <= self.straight_until;
         match (self.linear_says(at), unanimous) {
-            (Some(Ok(previous)), true) => {
-                // The two witnesses must tell the same story about the instruction before as well.
-                let previous =
-                    if previous.is_none() || vote.previous == previous { vote.previous } else { None };
-                Ok(Boundary { witness: Witness::VoteAndFunction { voters }, previous })
+            (Some(true), true) => Ok(Witness::VoteAndFunction { voters }),
+            (Some(true), false) if straight || 2 * agreeing > voters => {
+                Ok(Witness::Function { agreeing, voters })
             }
-            (Some(Ok(previous)), false) if at <= self.straight_until || 2 * agreeing > voters => {
-                Ok(Boundary { witness: Witness::Function { agreeing, voters }, previous })
-            }
-            (None, true) => Ok(Boundary { witness: Witness::Vote { voters }, previous: vote.previous }),
-            (Some(Err(())), _) => Err(Unproved { agreeing, voters, contradicted: true }),
-            (None | Some(Ok(_)), false) => Err(Unproved { agreeing, voters, contradicted: false }),
+            (None, true) => Ok(Witness::Vote { voters }),
+            (Some(false), _) => Err(Unproved { agreeing, voters, contradicted: true }),
+            (None | Some(true), false) => Err(Unproved { agreeing, voters, contradicted: false }),
         }
     }
 
-    fn vote(&mut self, at: i32) -> Vote {
-        let mut vote = Vote { agreeing: 0, voters: 0, previous: None };
-        let mut previous_agrees = true;
-        for start in (at - FARTHEST_START)..=(at - NEAREST_START) {
-            match self.arrival(start, at) {
-                Arrival::At(previous) => {
-                    previous_agrees &= vote.previous.is_none_or(|p| p == previous);
-                    vote.previous = Some(previous);
-                    vote.voters += 1;
-                    vote.agreeing += 1;
-                }
-                Arrival::Over => vote.voters += 1,
-                Arrival::Abstains => {}
+    /// How many starts decode a boundary at `at`, and how many got that far at all.
+    fn vote(&mut self, at: i32) -> (u8, u8) {
+        let (mut agreeing, mut voters) = (0, 0);
+        for start in at.saturating_sub(FARTHEST_START)..=at.saturating_sub(NEAREST_START) {
+            // None abstains: it ran into something that is no instruction, or starts outside of the window.
+            if let Some(arrives) = self.arrives(start, at) {
+                voters += 1;
+                agreeing += u8::from(arrives);
             }
         }
-        if !previous_agrees {
-            vote.previous = None;
-        }
-        vote
+        (agreeing, voters)
     }
 
-    fn arrival(&mut self, start: i32, at: i32) -> Arrival {
+    fn arrives(&mut self, start: i32, at: i32) -> Option<bool> {
         let mut here = start;
-        loop {
-            let Some(next) = self.lengths.next(here) else { return Arrival::Abstains };
-            match next.cmp(&at) {
-                std::cmp::Ordering::Less => here = next,
-                std::cmp::Ordering::Equal => return Arrival::At(here),
-                std::cmp::Ordering::Greater => return Arrival::Over,
-            }
+        while here < at {
+            here = self.lengths.next(here)?;
         }
+        Some(here == at)
     }
 
     /// Boundaries from somewhere before `from` up to `to`: by the function if it is known, else by the farthest start
     /// that gets there. Only a suggestion: each boundary used has to be proved.
     pub fn suggest_chain(&mut self, from: i32, to: i32) -> Vec<i32> {
-        if matches!(self.linear_says(to), Some(Ok(_))) {
+        if self.linear_says(to) == Some(true) {
             return self.linear.iter().copied().filter(|b| (from..=to).contains(b)).collect();
         }
         let first = self.lengths.window().first();
@@ -165,22 +136,8 @@ impl<'a> Prover<'a> {
     }
 }
 
-struct Vote {
-    agreeing: u8,
-    voters: u8,
-    previous: Option<i32>,
-}
-
-const _: () = assert!(FARTHEST_START - NEAREST_START < u8::MAX as i32, "votes are counted in a u8");
-
-enum Arrival {
-    /// Reached the offset; the instruction before it began here.
-    At(i32),
-    /// An instruction covers the offset.
-    Over,
-    /// Ran into something that is no instruction, or starts outside of the window.
-    Abstains,
-}
+const _: () =
+    assert!(2 * (FARTHEST_START - NEAREST_START + 1) <= u8::MAX as i32, "votes are counted in a u8");
 
 /// Instruction boundaries from `start` on, `end` included if one falls on it.
 fn walk(lengths: &mut Lengths<'_>, start: i32, end: i32) -> Vec<i32> {
