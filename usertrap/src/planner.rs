@@ -111,11 +111,24 @@ impl Search<'_, '_> {
                 }
                 Err(pinned) => {
                     line.ended_by = Blocker::Pinned { offset, pinned };
+                    if leaves_for_good(&decoded.instr) {
+                        self.drop_unreachable(&mut line);
+                    }
                     break;
                 }
             }
         }
         line
+    }
+
+    /// Takes nops off the line's far end that nothing runs: to replace one would be in vain.
+    fn drop_unreachable(&self, line: &mut Line) {
+        let unreachable = |(d, _): &(Decoded, Relocated)| {
+            padding_kind(&d.instr).is_some() && self.targets.first_in(d.offset..d.offset + 1).is_none()
+        };
+        while line.nearest_first.last().is_some_and(unreachable) {
+            line.nearest_first.pop();
+        }
     }
 
     /// The nearest instruction of five bytes that is proved, not jumped into and not taken.
@@ -229,14 +242,25 @@ impl Search<'_, '_> {
         {
             end = next.end();
         }
-        if kind == Padding::Nops {
+        if kind == Padding::Nops && !self.within_function(start..end) {
             // A function may begin with nops (room for live patching), and only an indirect call may lead there. It
-            // begins at an aligned address; padding ends at the latest there.
-            let into = self.window.addr(start).get() % PADDING_ALIGN;
-            let aligned = start + ((PADDING_ALIGN - into) % PADDING_ALIGN) as i32;
-            end = end.min(aligned);
+            // begins at an aligned address, and padding ends at the latest there; nops that neither begin nor end at
+            // one are no padding that a tool has put between functions.
+            let up = |offset: i32| self.window.addr(offset).get().wrapping_neg() % PADDING_ALIGN;
+            end = end.min(start + up(start) as i32);
+            if up(end) != 0 {
+                return None;
+            }
         }
         (end > start).then_some((end, kind))
+    }
+
+    /// Whether the range lies inside of the known function, where no other function begins.
+    fn within_function(&self, range: Range<i32>) -> bool {
+        let bounds = self.hints.function.and_then(|f| Some((f.start, f.end?)));
+        bounds.is_some_and(|(start, end)| {
+            start < self.window.addr(range.start) && self.window.addr(range.end) <= end
+        })
     }
 
     /// The shortest run of whole instructions up to the `syscall` that has five bytes, if every jump of the function

@@ -135,6 +135,16 @@ impl Change {
     }
 }
 
+/// Puts those of the bytes `from`, at `addr`, into `into`, at `base`, that lie in it.
+pub(crate) fn overlay(base: GuestAddr, into: &mut [u8], addr: GuestAddr, from: &[u8]) {
+    for (i, byte) in from.iter().enumerate() {
+        let at = base.distance_to(addr.wrapping_offset(i as i64));
+        if let Some(place) = usize::try_from(at).ok().and_then(|at| into.get_mut(at)) {
+            *place = *byte;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

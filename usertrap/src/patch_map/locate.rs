@@ -6,7 +6,7 @@ use super::{PatchMap, Patched, Placed};
 use crate::addr::{GuestAddr, GuestRange, TrampolineAddr};
 use crate::plan::{JUMP_LEN, Plan, Tier};
 use crate::trampoline::{GuestPosition, Trampoline};
-use crate::write::Change;
+use crate::write::{Change, overlay};
 
 /// No patch has bytes further than this from its site: the planner's line is shorter, and so is the reach of `jmp rel8`.
 const SPREAD: u64 = 256;
@@ -88,27 +88,22 @@ impl PatchMap {
 
     /// Undoes, in a copy of guest memory that begins at `base`, what patches have changed.
     pub fn overlay_original(&self, base: GuestAddr, bytes: &mut [u8]) {
-        self.overlay(base, bytes, |change| &change.old);
+        self.overlay_changes(base, bytes, |change| &change.old);
     }
 
     /// The aligned word as it is now, given how it is without patches.
     pub(super) fn current_word(&self, addr: GuestAddr, mut word: [u8; 8]) -> [u8; 8] {
-        self.overlay(addr, &mut word, |change| &change.new);
+        self.overlay_changes(addr, &mut word, |change| &change.new);
         word
     }
 
-    fn overlay(&self, base: GuestAddr, bytes: &mut [u8], pick: impl Fn(&Change) -> &[u8]) {
+    fn overlay_changes(&self, base: GuestAddr, bytes: &mut [u8], pick: impl Fn(&Change) -> &[u8]) {
         let range = GuestRange::of_len(base, bytes.len() as u64);
         let heads = self.sites_around(range).map(|(_, p)| &p.head);
         let paddings = self.paddings.range(spread(range));
         let paddings = paddings.filter_map(|(_, at)| self.trampolines.get(at)?.padding.as_ref());
         for change in heads.chain(paddings).filter(|c| c.range().overlaps(&range)) {
-            for (i, byte) in pick(change).iter().enumerate() {
-                let at = base.distance_to(change.addr.wrapping_offset(i as i64));
-                if let Some(place) = usize::try_from(at).ok().and_then(|at| bytes.get_mut(at)) {
-                    *place = *byte;
-                }
-            }
+            overlay(base, bytes, change.addr, pick(change));
         }
     }
 

@@ -21,7 +21,7 @@ use crate::bounded::BoundedMap;
 use crate::plan::{JUMP_LEN, Plan, Refusal, Tier};
 use crate::trampoline::{BuildError, Trampoline};
 use crate::window::{CodeWindow, SYSCALL};
-use crate::write::{Change, Step, WriteMode};
+use crate::write::{Change, Step, WriteMode, overlay};
 
 /// Caps of one address space. Guests choose sites, so everything kept per site has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,9 @@ pub enum InstallError<E> {
     /// [`WriteMode::Stopped`] a tier 3 one.
     #[error("the bytes cannot be written in that way")]
     WrongMode,
+    /// What the plan's copies refer to wraps around the end of the address space: no trampoline reaches it.
+    #[error("no trampoline can reach what the instructions refer to")]
+    OutOfReach,
     /// As many sites as [`Limits::max_sites`]: see [`PatchMap::evict_oldest`].
     #[error("too many sites are patched")]
     TooManySites,
@@ -144,7 +147,8 @@ impl PatchMap {
     /// Allocates and builds the trampoline and says what to write.
     ///
     /// `window` holds the guest's bytes as they are now, without patches
-    /// ([`overlay_original`](Self::overlay_original)).
+    /// ([`overlay_original`](Self::overlay_original)). For [`WriteMode::Atomic`] it has to include the whole aligned
+    /// word around the bytes that change.
     ///
     /// # Errors
     /// See [`InstallError`].
@@ -158,13 +162,19 @@ impl PatchMap {
     ) -> Result<Installation, InstallError<M::Error>> {
         let site = window.site();
         self.admit(plan, window, mode)?;
-        let reach = plan.reach(site).ok_or(InstallError::WrongMode)?;
+        let reach = plan.reach(site).ok_or(InstallError::OutOfReach)?;
         let slot = self.arena.allocate(Trampoline::max_len(plan), reach, memory)?;
         let built = Trampoline::build(plan, site, slot.at, syshandler);
         let trampoline = built.inspect_err(|_| self.arena.free(slot, memory))?;
         let (head, padding) = changes(plan, site, slot.at);
         let word = window.get_at(head.addr.qword(), 8).and_then(|w| w.try_into().ok());
-        let Some(head_steps) = head.steps(mode, word.map(|w| self.current_word(head.addr.qword(), w))) else {
+        let now = word.map(|word| {
+            let mut now = self.current_word(head.addr.qword(), word);
+            // The padding is written first, and may lie in the same word.
+            padding.iter().for_each(|p| overlay(head.addr.qword(), &mut now, p.addr, &p.new));
+            now
+        });
+        let Some(head_steps) = head.steps(mode, now) else {
             self.arena.free(slot, memory);
             return Err(InstallError::WrongMode);
         };
