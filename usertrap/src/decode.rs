@@ -51,6 +51,9 @@ pub(crate) fn decode_at(window: &CodeWindow<'_>, offset: i32) -> Option<Decoded>
 /// Instruction lengths in a window, each decoded at most once however many walks pass it.
 pub(crate) struct Lengths<'a> {
     window: CodeWindow<'a>,
+    /// One decoder for all instructions: making one costs more than decoding an instruction.
+    decoder: Decoder<'a>,
+    instr: Instruction,
     /// One entry per byte of the window: 0 = not decoded yet, `INVALID`, or the length.
     known: Vec<u8>,
 }
@@ -60,7 +63,9 @@ const _: () = assert!(MAX_INSTRUCTION < INVALID as usize, "a length must not rea
 
 impl<'a> Lengths<'a> {
     pub fn new(window: CodeWindow<'a>) -> Self {
-        Self { window, known: vec![0; (window.end() - window.first()) as usize] }
+        let bytes = window.from(window.first());
+        let decoder = Decoder::with_ip(64, bytes, NOMINAL_SITE, DecoderOptions::NONE);
+        Self { window, decoder, instr: Instruction::default(), known: vec![0; bytes.len()] }
     }
 
     pub fn window(&self) -> &CodeWindow<'a> {
@@ -72,7 +77,10 @@ impl<'a> Lengths<'a> {
         let index = usize::try_from(i64::from(offset) - i64::from(self.window.first())).ok()?;
         let slot = self.known.get_mut(index)?;
         if *slot == 0 {
-            *slot = decode_at(&self.window, offset).map_or(INVALID, |d| d.instr.len() as u8);
+            // Lengths do not depend on the instruction pointer, so it is not set.
+            let placed = self.decoder.set_position(index).is_ok();
+            self.decoder.decode_out(&mut self.instr);
+            *slot = if placed && !self.instr.is_invalid() { self.instr.len() as u8 } else { INVALID };
         }
         (*slot != INVALID).then(|| offset + i32::from(*slot))
     }

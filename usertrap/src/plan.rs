@@ -7,6 +7,7 @@ use crate::addr::{GuestAddr, GuestRange, Reach};
 use crate::decode::{CopyKind, Padding, Pinned};
 use crate::prove::{Unproved, Witness};
 use crate::window::{CodeWindow, SYSCALL};
+use crate::write::WriteMode;
 
 /// Length of `jmp rel32`, the instruction that leads to a trampoline.
 pub const JUMP_LEN: usize = 5;
@@ -109,11 +110,16 @@ impl Plan {
         matches!(self.tier, Tier::Relocated { .. })
     }
 
-    /// Offset and length of the store that arms the patch.
-    pub(crate) fn head_bytes(&self) -> (i32, usize) {
-        match self.tier {
-            Tier::Padding { .. } => (0, SYSCALL.len()),
-            _ => (self.head, JUMP_LEN),
+    /// The cheapest way in which a patch of this plan may be written at `site`: one atomic store where its bytes lie
+    /// in one aligned word, `int3` first elsewhere, stopped threads for tier 3.
+    pub fn write_mode(&self, site: GuestAddr) -> WriteMode {
+        let len = if self.padding.is_some() { SYSCALL.len() } else { JUMP_LEN };
+        let first = site.wrapping_offset(self.head.into());
+        let last = first.wrapping_offset(len as i64 - 1);
+        match self.needs_stopped_threads() {
+            true => WriteMode::Stopped,
+            false if first.qword() == last.qword() => WriteMode::Atomic,
+            false => WriteMode::Breakpoint,
         }
     }
 

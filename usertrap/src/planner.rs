@@ -198,22 +198,14 @@ impl Search<'_, '_> {
     /// A quick look, so that only few places are proved: padding here, the end of a jump or return in front of it.
     fn may_be_padding(&self, at: i32) -> bool {
         let padded = decode_at(self.window, at).is_some_and(|d| padding_kind(&d.instr).is_some());
-        padded && self.ways_out(at).next().is_some()
-    }
-
-    /// Where a jump or return may begin that ends at `at`.
-    fn ways_out(&self, at: i32) -> impl Iterator<Item = i32> + use<'_> {
-        let ends_here = move |d: &Decoded| d.end() == at && leaves_for_good(&d.instr);
-        (1..=WAY_OUT_MAX)
-            .filter_map(move |len| decode_at(self.window, at - len).filter(ends_here))
-            .map(|d| d.offset)
+        padded && ways_out(self.window, at).next().is_some()
     }
 
     /// Five bytes in the run of padding that begins at `start`, if it is proved that nothing executes them.
     fn padding_at(&mut self, start: i32) -> Result<(i32, Padding, Witness), Blocker> {
         let (end, kind) = self.padding_run(start).ok_or(Blocker::NoPadding)?;
         let (witness, mut why_not) = (None, Blocker::NoPadding);
-        let ways_out: Vec<i32> = self.ways_out(start).collect();
+        let ways_out: Vec<i32> = ways_out(self.window, start).collect();
         let witness = ways_out.into_iter().fold(witness, |found, way_out| {
             found.or_else(|| {
                 let proof = self.prover.boundary(way_out);
@@ -329,4 +321,10 @@ impl Search<'_, '_> {
         let somewhere = GuestAddr::new(1 << 46);
         plan.reach(somewhere).map(|_| plan).ok_or(Blocker::OutOfReach { offset: head })
     }
+}
+
+/// Where a jump or return may begin that ends at `at`.
+fn ways_out(window: &CodeWindow<'_>, at: i32) -> impl Iterator<Item = i32> {
+    let ends_here = move |d: &Decoded| d.end() == at && leaves_for_good(&d.instr);
+    (1..=WAY_OUT_MAX).filter_map(move |len| decode_at(window, at - len).filter(ends_here)).map(|d| d.offset)
 }

@@ -109,6 +109,7 @@ fn patch_and_undo(truth: &Window, plan: &Plan, window: &CodeWindow<'_>, mode: Wr
     let installation = match made {
         Ok(installation) => installation,
         Err(InstallError::WrongMode) => {
+            assert_ne!(plan.write_mode(site), mode);
             let atomic_misfit = mode == WriteMode::Atomic;
             assert!(atomic_misfit || plan.needs_stopped_threads());
             return assert!(

@@ -328,7 +328,7 @@ fn changes(plan: &Plan, site: GuestAddr, to: TrampolineAddr) -> (Change, Option<
     }
 }
 
-/// The bytes that a patch of this plan needs to itself, for callers that keep their own list.
-pub fn bytes_used(plan: &Plan, site: GuestAddr) -> impl Iterator<Item = GuestRange> {
+/// The bytes that a patch of this plan needs to itself.
+pub(crate) fn bytes_used(plan: &Plan, site: GuestAddr) -> impl Iterator<Item = GuestRange> {
     [Some(plan.footprint(site)), plan.padding(site)].into_iter().flatten()
 }

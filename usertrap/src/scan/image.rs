@@ -74,7 +74,7 @@ fn code_of<'a>(data: &'a [u8], header: &FileHeader64<LittleEndian>) -> Result<Ve
     let (e, malformed) = (LittleEndian, |source| ScanError::Malformed { source });
     let mut code = vec![];
     for section in header.section_headers(e, data).unwrap_or_default() {
-        let executable = section.sh_flags(e).0 & u64::from(SHF_EXECINSTR.0) != 0;
+        let executable = section.sh_flags(e).0 & SHF_EXECINSTR.0 != 0;
         if executable && section.sh_type(e) == SHT_PROGBITS {
             let (addr, file_offset) = (GuestAddr::new(section.sh_addr(e)), section.sh_offset(e));
             code.extend(section.data(e, data).map(|bytes| Code { addr, file_offset, bytes }));

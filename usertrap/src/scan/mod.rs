@@ -19,7 +19,7 @@ use crate::window::{CodeWindow, Hints, KnownFunction, SYSCALL, WINDOW_AFTER, WIN
 const FUNCTION_MAX: i64 = 8 * 1024;
 
 /// Places with the bytes `0f 05` that are looked at; a libc has 500, an honest 200 MB program a few thousand.
-const MAX_CANDIDATES: usize = 64 * 1024;
+const MAX_CANDIDATES: usize = 16 * 1024;
 
 /// Why a file cannot be scanned.
 #[derive(Debug, thiserror::Error)]

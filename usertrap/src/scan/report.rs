@@ -86,18 +86,12 @@ fn describe_plan(
     if let Tier::Padding { offset, .. } = plan.tier() {
         listing(out, "padding after", &after, [*offset].into_iter());
     }
-    let mode = match (plan.needs_stopped_threads(), one_word(plan, window.site())) {
-        (true, _) => "threads stopped",
-        (false, true) => "one atomic store",
-        (false, false) => "int3 first",
+    let mode = match plan.write_mode(window.site()) {
+        WriteMode::Stopped => "threads stopped",
+        WriteMode::Atomic => "one atomic store",
+        WriteMode::Breakpoint => "int3 first",
     };
     let _ = writeln!(out, "  written: {mode}");
-}
-
-fn one_word(plan: &Plan, site: GuestAddr) -> bool {
-    let (offset, len) = plan.head_bytes();
-    let first = site.wrapping_offset(offset.into());
-    first.qword() == first.wrapping_offset(len as i64 - 1).qword()
 }
 
 fn padding_line(window: &CodeWindow<'_>, from: i32) -> impl Iterator<Item = i32> {
