@@ -1,14 +1,15 @@
 //! The guest's memory: one stub process.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use systrap_stub::layout::{MAX_CALL_LEN, MAX_USER_ADDRESS};
 
+use crate::patching::{self, Change, Code, FileId, Patcher};
 use crate::platform::Inner;
 use crate::subprocess::{HostCall, Subprocess};
-use crate::{Error, GuestAddr, MapError, PAGE_SIZE, StubExit};
+use crate::{Error, GuestAddr, MapError, PAGE_SIZE, Patching, StubExit};
 
 /// An address space: the memory of one guest process, held by one stub process.
 ///
@@ -25,6 +26,7 @@ pub struct AddressSpace {
 pub(crate) struct SpaceInner {
     pub(crate) platform: Arc<Inner>,
     pub(crate) process: Arc<Subprocess>,
+    pub(crate) patcher: Mutex<Patcher>,
 }
 
 impl Drop for SpaceInner {
@@ -125,8 +127,29 @@ impl Advice {
 }
 
 impl AddressSpace {
-    pub(crate) fn new(platform: Arc<Inner>, process: Arc<Subprocess>) -> Self {
-        Self { inner: Arc::new(SpaceInner { platform, process }) }
+    pub(crate) fn new(platform: Arc<Inner>, process: Arc<Subprocess>, patcher: Patcher) -> Self {
+        Self { inner: Arc::new(SpaceInner { platform, process, patcher: Mutex::new(patcher) }) }
+    }
+
+    /// Overrides the platform's [`Patching`] for this address space. What is patched is rolled back when it becomes
+    /// [`Patching::Off`] (what a guest's debugger will want); new patches are made from the next trap on otherwise.
+    pub fn set_patching(&self, patching: Patching) {
+        match patching {
+            Patching::Off => patching::drop_all(&self.inner, Patching::Off),
+            Patching::Lazy | Patching::Eager => patching::lock(&self.inner).set_mode(patching),
+        }
+    }
+
+    /// Undoes every patch; sites that trap from then on are patched again unless patching is off.
+    pub fn roll_back_patches(&self) {
+        let mode = patching::lock(&self.inner).mode();
+        patching::drop_all(&self.inner, mode);
+    }
+
+    /// How many sites are patched now.
+    #[must_use]
+    pub fn patched_sites(&self) -> u64 {
+        patching::lock(&self.inner).patched_sites()
     }
 
     /// Maps private zeroed memory at a fixed place, replacing what is there (`MAP_PRIVATE | MAP_ANONYMOUS |
@@ -138,6 +161,8 @@ impl AddressSpace {
     /// [`max_user_address`](crate::Systrap::max_user_address); [`MapError::Refused`] with the host's errno.
     pub fn map_anonymous(&self, addr: GuestAddr, len_bytes: u64, prot: Protection) -> Result<(), MapError> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let range = bounds(addr, check_range(addr, len_bytes)?);
+        self.changes(Change::Mapped(Code { range, prot, file: None }));
         self.each_part("mmap", addr, len_bytes, |at, len, _| {
             (libc::SYS_mmap, [at, len, prot.prot_bits() as u64, flags as u64, u64::MAX, 0])
         })
@@ -158,6 +183,15 @@ impl AddressSpace {
         prot: Protection,
         sharing: Sharing,
     ) -> Result<(), MapError> {
+        let range = bounds(addr, check_range(addr, len_bytes)?);
+        match sharing {
+            Sharing::Private => {
+                let file = if prot.execute { file_id(fd).map(|id| (id, offset)) } else { None };
+                self.changes(Change::Mapped(Code { range, prot, file }));
+            }
+            // Its text is everybody's: never patched.
+            Sharing::Shared => self.changes(Change::Gone(range)),
+        }
         let flags = libc::MAP_FIXED
             | match sharing {
                 Sharing::Private => libc::MAP_PRIVATE,
@@ -175,6 +209,7 @@ impl AddressSpace {
     ///
     /// As [`AddressSpace::map_anonymous`].
     pub fn unmap(&self, addr: GuestAddr, len_bytes: u64) -> Result<(), MapError> {
+        self.changes(Change::Gone(bounds(addr, check_range(addr, len_bytes)?)));
         self.each_part("munmap", addr, len_bytes, |at, len, _| (libc::SYS_munmap, [at, len, 0, 0, 0, 0]))
     }
 
@@ -184,6 +219,7 @@ impl AddressSpace {
     ///
     /// As [`AddressSpace::map_anonymous`]; `ENOMEM` if part of the range is not mapped (mprotect(2)).
     pub fn protect(&self, addr: GuestAddr, len_bytes: u64, prot: Protection) -> Result<(), MapError> {
+        self.changes(Change::Protected(bounds(addr, check_range(addr, len_bytes)?), prot));
         self.each_part("mprotect", addr, len_bytes, |at, len, _| {
             (libc::SYS_mprotect, [at, len, prot.prot_bits() as u64, 0, 0, 0])
         })
@@ -210,6 +246,7 @@ impl AddressSpace {
     pub fn remap(&self, old: GuestAddr, old_len: u64, new: GuestAddr, new_len: u64) -> Result<(), MapError> {
         let old_len = check_range(old, old_len)?;
         let new_len = check_range(new, new_len)?;
+        self.changes(Change::Moved { old: bounds(old, old_len), new: bounds(new, new_len) });
         let flags = if old == new { 0 } else { libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED };
         let args = [old.raw(), old_len, new_len, flags as u64, new.raw(), 0];
         self.call("mremap", libc::SYS_mremap, args, (old.raw(), old_len))
@@ -225,8 +262,12 @@ impl AddressSpace {
     /// As [`Systrap::new_address_space`](crate::Systrap::new_address_space).
     pub fn fork(&self) -> Result<AddressSpace, Error> {
         let platform = &self.inner.platform;
+        // Held over the clone, so that the copied memory and the copied books agree.
+        let books = patching::lock(&self.inner);
         let process = self.inner.process.clone_process(&platform.reaper, platform.supervisor)?;
-        Ok(AddressSpace::new(Arc::clone(platform), process))
+        let patcher = books.fork();
+        drop(books);
+        Ok(AddressSpace::new(Arc::clone(platform), process, patcher))
     }
 
     /// gVisor `PreFork`: called before a fork by code written for its interface. Nothing to do.
@@ -282,6 +323,11 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Tells the patcher of a change of mappings before it is made.
+    fn changes(&self, change: Change) {
+        patching::before_change(&self.inner, change);
+    }
+
     fn call(&self, what: &'static str, nr: i64, args: [u64; 6], range: (u64, u64)) -> Result<(), MapError> {
         match self.inner.process.host_call(&HostCall { what, nr, args }) {
             Ok(_) => Ok(()),
@@ -291,6 +337,20 @@ impl AddressSpace {
             Err(error) => Err(MapError::Platform(error)),
         }
     }
+}
+
+fn bounds(addr: GuestAddr, len: u64) -> (u64, u64) {
+    (addr.raw(), addr.raw() + len)
+}
+
+fn file_id(fd: BorrowedFd<'_>) -> Option<FileId> {
+    let stat = nix::sys::stat::fstat(fd).ok()?;
+    Some(FileId {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+        size_bytes: u64::try_from(stat.st_size).ok()?,
+        mtime_ns: i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
+    })
 }
 
 /// The length of a range rounded up to pages, if the range is one that a guest may map.

@@ -15,6 +15,7 @@ use systrap_stub::layout::MAX_USER_ADDRESS;
 use systrap_stub::sysmsg::PAYLOAD_LEN;
 use systrap_stub::wire::{COPY_FROM_GUEST, COPY_TO_GUEST, StubEvent};
 
+use crate::address_space::SpaceInner;
 use crate::context::HandOff;
 use crate::{AddressSpace, CopyError, GuestAddr, PAGE_SIZE};
 
@@ -29,6 +30,21 @@ impl AddressSpace {
     /// [`CopyError`] with the number of bytes copied before the first that the guest could not read. A dead
     /// stub process reads as no memory at all.
     pub fn read(&self, addr: GuestAddr, buf: &mut [u8]) -> Result<(), CopyError> {
+        self.inner.read_memory(addr, buf)
+    }
+
+    /// Copies `buf` to guest memory at `addr`.
+    ///
+    /// # Errors
+    ///
+    /// As [`AddressSpace::read`], for the first byte that the guest could not write.
+    pub fn write(&self, addr: GuestAddr, buf: &[u8]) -> Result<(), CopyError> {
+        self.inner.write_memory(addr, buf)
+    }
+}
+
+impl SpaceInner {
+    pub(crate) fn read_memory(&self, addr: GuestAddr, buf: &mut [u8]) -> Result<(), CopyError> {
         let wanted = buf.len();
         let reachable = reachable(addr, wanted);
         let mut copied = 0;
@@ -43,12 +59,7 @@ impl AddressSpace {
         if copied == wanted { Ok(()) } else { Err(CopyError { copied }) }
     }
 
-    /// Copies `buf` to guest memory at `addr`.
-    ///
-    /// # Errors
-    ///
-    /// As [`AddressSpace::read`], for the first byte that the guest could not write.
-    pub fn write(&self, addr: GuestAddr, buf: &[u8]) -> Result<(), CopyError> {
+    fn write_memory(&self, addr: GuestAddr, buf: &[u8]) -> Result<(), CopyError> {
         let reachable = reachable(addr, buf.len());
         let mut copied = 0;
         while copied < reachable {
@@ -63,7 +74,7 @@ impl AddressSpace {
     }
 
     fn read_part(&self, at: u64, buf: &mut [u8]) -> usize {
-        let process = &self.inner.process;
+        let process = &self.process;
         let remote = RemoteIoVec { base: at as usize, len: buf.len() };
         let result = {
             let Ok(_alive) = process.hold_alive() else { return 0 };
@@ -85,7 +96,7 @@ impl AddressSpace {
     }
 
     fn write_part(&self, at: u64, buf: &[u8]) -> usize {
-        let process = &self.inner.process;
+        let process = &self.process;
         let remote = RemoteIoVec { base: at as usize, len: buf.len() };
         let result = {
             let Ok(_alive) = process.hold_alive() else { return 0 };
@@ -141,14 +152,14 @@ impl AddressSpace {
         before: impl FnOnce(&[std::sync::atomic::AtomicU64]),
         after: impl FnOnce(&[std::sync::atomic::AtomicU64]),
     ) -> Option<usize> {
-        let thread = self.inner.process.take_thread().ok()?;
+        let thread = self.process.take_thread().ok()?;
         let sysmsg = thread.sysmsg();
         before(&sysmsg.payload);
         sysmsg.line.args[0].store(at, Ordering::Relaxed);
         sysmsg.line.args[1].store(len as u64, Ordering::Relaxed);
-        let event = HandOff::detached(&self.inner.platform, &thread).exchange(reply).ok()?;
+        let event = HandOff::detached(&self.platform, &thread).exchange(reply).ok()?;
         if event != StubEvent::Done {
-            self.inner.process.kill();
+            self.process.kill();
             return None;
         }
         let left = usize::try_from(sysmsg.line.args[0].load(Ordering::Relaxed)).unwrap_or(usize::MAX);

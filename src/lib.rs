@@ -16,6 +16,7 @@ mod copy;
 mod error;
 mod event;
 mod options;
+mod patching;
 mod platform;
 mod registers;
 pub mod seccomp;

@@ -8,6 +8,7 @@ use std::thread;
 use systrap_stub::layout;
 
 use crate::arch::xstate;
+use crate::patching::{self, Patcher};
 use crate::shared::RequestPages;
 use crate::stats::Counters;
 use crate::subprocess::{self, Plan, Prepared, Reaper, Reservation, Subprocess};
@@ -40,6 +41,7 @@ pub(crate) struct Inner {
     pub(crate) xstate: xstate::Layout,
     pub(crate) counters: Counters,
     pub(crate) supervisor: i32,
+    pub(crate) plans: patching::Plans,
     vdso: Option<Vdso>,
     cpus: usize,
     /// Contexts that are being switched in quick succession; see [`Inner::may_spin`].
@@ -75,6 +77,7 @@ impl Systrap {
             xstate,
             counters: Counters::default(),
             supervisor: i32::try_from(std::process::id()).unwrap_or(-1),
+            plans: patching::new_plans(),
             vdso,
             cpus,
             hot: AtomicUsize::new(0),
@@ -91,7 +94,8 @@ impl Systrap {
     /// [`Error::TooMany`], or that of the host call that failed.
     pub fn new_address_space(&self) -> Result<AddressSpace, Error> {
         let process = self.inner.template.clone_process(&self.inner.reaper, self.inner.supervisor)?;
-        Ok(AddressSpace::new(Arc::clone(&self.inner), process))
+        let patcher = Patcher::new(self.inner.options.patching_mode());
+        Ok(AddressSpace::new(Arc::clone(&self.inner), process, patcher))
     }
 
     /// Makes a context: the execution state of one guest thread, all registers zero.

@@ -2,6 +2,7 @@
 
 mod handoff;
 mod interrupt;
+mod patched;
 mod state;
 mod switch;
 
@@ -37,6 +38,8 @@ pub struct Context {
     result: i64,
     local: Local,
     hot: bool,
+    /// The guest stopped in a trampoline: where it is as far as it knows.
+    guest_rip: Option<u64>,
 }
 
 /// The stub thread that holds a context's registers.
@@ -79,6 +82,7 @@ impl Context {
             result: -i64::from(libc::ENOSYS),
             local: Local::default(),
             hot: false,
+            guest_rip: None,
         }
     }
 

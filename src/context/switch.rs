@@ -6,9 +6,11 @@ use std::sync::atomic::Ordering;
 use systrap_stub::wire::{self, StubEvent};
 
 use super::handoff::SPIN;
+use super::patched::Settled;
 use super::{Context, HandOff, Home, Stop};
+use crate::patching;
 use crate::subprocess::Attention;
-use crate::{AddressSpace, Arch, Entry, Error, Event, GuestAddr, Signal, SwitchError, Syscall};
+use crate::{AddressSpace, Arch, Entry, Error, Event, GuestAddr, Patching, Signal, SwitchError, Syscall};
 
 impl Context {
     /// Runs the guest in `aspace` until its next event (gVisor `Context.Switch`).
@@ -26,10 +28,12 @@ impl Context {
         }
         self.heat();
         let mut reply = self.prepare_reply(aspace)?;
+        self.attention.set_may_be_in_trampoline(true);
         loop {
             let Some(home) = &self.home else { return Err(SwitchError::BadState { what: "no stub thread" }) };
             self.pulled = false;
             self.changed = false;
+            self.guest_rip = None;
             let event = HandOff::attached(&self.platform, &home.thread, &self.attention).exchange(reply);
             let event = match event {
                 Ok(event) => self.decode(event)?,
@@ -38,10 +42,9 @@ impl Context {
                     return Err(error);
                 }
             };
-            match event {
-                // An interrupt signal that came after its interrupt had been reported.
-                Event::Interrupted if !self.attention.take(Attention::INTERRUPT) => reply = wire::RESUME,
-                event => return Ok(event),
+            match self.settle(event)? {
+                Settled::Event(event) => return Ok(event),
+                Settled::GoOn(next) => reply = next,
             }
         }
     }
@@ -96,6 +99,9 @@ impl Context {
             Stop::OtherCall => regs.rax = self.result as u64,
             Stop::Plain | Stop::Empty | Stop::Patched => {}
         }
+        if let Some(rip) = self.guest_rip {
+            regs.rip = rip;
+        }
         self.pulled = true;
         Ok(())
     }
@@ -130,7 +136,11 @@ impl Context {
                 return Err(SwitchError::BadState { what: "the state was lost with its stub process" });
             }
             let process = &aspace.inner.process;
-            process.attach(&self.attention).map_err(|how| SwitchError::StubDied { how })?;
+            {
+                // A patch that is being written relies on who is attached.
+                let _books = patching::lock(&aspace.inner);
+                process.attach(&self.attention).map_err(|how| SwitchError::StubDied { how })?;
+            }
             let thread = match process.take_thread() {
                 Ok(thread) => thread,
                 Err(error) => {
@@ -150,14 +160,26 @@ impl Context {
             sysmsg.spin.store(spin, Ordering::Relaxed);
         }
         if self.changed {
-            self.full
-                .write_area(&home.thread, &self.platform.xstate)
-                .map_err(|what| SwitchError::BadState { what })?;
+            self.load_state()?;
             Ok(wire::RESUME_FULL)
         } else {
             sysmsg.line.args[0].store(self.result as u64, Ordering::Relaxed);
             Ok(wire::RESUME)
         }
+    }
+
+    /// Puts the full state where RESUME_FULL takes it from.
+    pub(super) fn load_state(&mut self) -> Result<(), SwitchError> {
+        let Some(home) = &self.home else { return Err(SwitchError::BadState { what: "no stub thread" }) };
+        let regs = &mut self.full.regs;
+        if regs.gs_base != 0 && patching::lock(&home.space).mode() != Patching::Off {
+            // The syshandler needs %gs: from here on this address space traps.
+            patching::drop_all(&home.space, Patching::Off);
+        }
+        regs.rip = patching::resume_at(&home.space, regs.rip);
+        self.full
+            .write_area(&home.thread, &self.platform.xstate)
+            .map_err(|what| SwitchError::BadState { what })
     }
 
     /// Turns what the stub wrote into an event. Every word is read once.
@@ -214,7 +236,7 @@ impl Context {
         Ok(Event::Syscall(Syscall { nr, args: args(), ip, arch, entry }))
     }
 
-    fn corrupt(&mut self, what: &'static str) -> SwitchError {
+    pub(super) fn corrupt(&mut self, what: &'static str) -> SwitchError {
         let error = match &self.home {
             Some(home) => HandOff::detached(&self.platform, &home.thread).corrupted(what),
             None => SwitchError::StubCorrupted { what },

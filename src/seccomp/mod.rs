@@ -8,3 +8,4 @@ mod table;
 
 pub(crate) use assemble::assemble;
 pub use table::{Condition, FilterKind, Row, Test, rows};
+pub(crate) use table::{MEMBARRIER_REGISTER_SYNC_CORE, MEMBARRIER_SYNC_CORE};

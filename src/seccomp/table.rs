@@ -110,7 +110,8 @@ const HARMLESS_ADVICE: [i32; 10] = [
 ];
 
 /// Flags of anonymous mappings that any stub thread may make.
-const ANONYMOUS_FLAGS: [i32; 2] = [
+const ANONYMOUS_FLAGS: [i32; 3] = [
+    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
     libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
     libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
 ];
@@ -267,6 +268,11 @@ impl Table {
             }
             self.guest_memory(Guest, site);
         }
+        for command in [MEMBARRIER_REGISTER_SYNC_CORE, MEMBARRIER_SYNC_CORE] {
+            let why = "serialises the cores that run this address space";
+            let conditions = [eq32(0, command), eq32(1, 0)];
+            self.add(Guest, ThreadExecute, "membarrier", libc::SYS_membarrier, conditions, why);
+        }
         self.add(Guest, ThreadExit, "exit", libc::SYS_exit, [], "ends the caller");
         self.add(Guest, ExitGroup, "exit_group", libc::SYS_exit_group, [], "ends the stub process");
     }
@@ -286,5 +292,9 @@ impl Table {
     }
 }
 
+/// `MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE` of membarrier(2).
+pub(crate) const MEMBARRIER_SYNC_CORE: u32 = 1 << 5;
+/// `MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE`.
+pub(crate) const MEMBARRIER_REGISTER_SYNC_CORE: u32 = 1 << 6;
 /// mseal(2), Linux 6.10; not in every libc crate.
 const SYS_MSEAL: i64 = 462;

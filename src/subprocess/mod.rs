@@ -7,7 +7,7 @@ mod template;
 mod threads;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::{Duration, Instant};
 
@@ -27,9 +27,14 @@ use threads::ThreadPool;
 /// a core behind hundreds of others.
 pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What wakes a supervisor thread that waits for a stub: a word that no stub can see.
+/// What wakes a supervisor thread that waits for a stub: a word that no stub can see. And what others may know of
+/// the context it runs.
 #[derive(Debug, Default)]
-pub(crate) struct Attention(AtomicU32);
+pub(crate) struct Attention {
+    word: AtomicU32,
+    /// The context's guest runs, or stopped inside a trampoline. Written by the context's own thread only.
+    may_be_in_trampoline: AtomicBool,
+}
 
 impl Attention {
     /// An interrupt was asked for and not reported yet.
@@ -38,23 +43,27 @@ impl Attention {
     pub(crate) const DEATH: u32 = 2;
 
     pub(crate) fn word(&self) -> &AtomicU32 {
-        &self.0
+        &self.word
     }
 
     pub(crate) fn get(&self) -> u32 {
-        self.0.load(Ordering::Acquire)
+        self.word.load(Ordering::Acquire)
     }
 
     /// Sets a bit and wakes whoever sleeps on the word.
     pub(crate) fn raise(&self, bit: u32) {
-        if self.0.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
-            sys::futex_wake_private(&self.0);
+        if self.word.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
+            sys::futex_wake_private(&self.word);
         }
+    }
+
+    pub(crate) fn set_may_be_in_trampoline(&self, may_be: bool) {
+        self.may_be_in_trampoline.store(may_be, Ordering::Release);
     }
 
     /// Clears a bit and says whether it was set.
     pub(crate) fn take(&self, bit: u32) -> bool {
-        self.0.fetch_and(!bit, Ordering::AcqRel) & bit != 0
+        self.word.fetch_and(!bit, Ordering::AcqRel) & bit != 0
     }
 }
 
@@ -209,6 +218,19 @@ impl Subprocess {
     pub(crate) fn detach(&self, attention: &Arc<Attention>) {
         self.lock_attached().retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(attention)));
         attention.take(Attention::DEATH);
+    }
+
+    /// How many contexts are attached.
+    pub(crate) fn attached_count(&self) -> usize {
+        self.lock_attached().len()
+    }
+
+    /// Whether every attached context has stopped outside of all trampolines. One that starts to run meanwhile enters
+    /// only those that a patched site still leads to.
+    pub(crate) fn all_outside_trampolines(&self) -> bool {
+        let attached = self.lock_attached();
+        let mut attached = attached.iter().filter_map(Weak::upgrade);
+        attached.all(|attention| !attention.may_be_in_trampoline.load(Ordering::Acquire))
     }
 
     fn lock_attached(&self) -> MutexGuard<'_, Vec<Weak<Attention>>> {

@@ -33,7 +33,7 @@ pub const TEXT_LEN: u64 = 0x8000;
 /// Offset of the read-only data.
 pub const RODATA: u64 = 0x8000;
 /// Length of the read-only data in bytes.
-pub const RODATA_LEN: u64 = 0x2_0000;
+pub const RODATA_LEN: u64 = 0x3_0000;
 /// Offset of the request page.
 pub const REQUEST: u64 = 0x10_0000;
 /// Offset of `[vvar]` and `[vdso]`.
@@ -75,9 +75,9 @@ pub mod rodata {
     /// The programs' instructions.
     pub const PROGRAMS: u64 = 64;
     /// Room for the programs in bytes.
-    pub const PROGRAMS_LEN: u64 = 0x4000 - PROGRAMS;
+    pub const PROGRAMS_LEN: u64 = STACKS - PROGRAMS;
     /// `stack_t` for each slot.
-    pub const STACKS: u64 = 0x4000;
+    pub const STACKS: u64 = 0x1_0000;
 
     /// `stack_t` of sigaltstack(2).
     #[repr(C)]

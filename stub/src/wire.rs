@@ -10,7 +10,7 @@
 //!  guest ──────────────────────────▶ stub waits ─────────────────────────▶ guest runs
 //!  runs     PATCHED TRAPPED COMPAT              RESUME  RESUME_FULL  EXECUTE_RESUME
 //!           VSYSCALL FAULT INTERRUPTED
-//!                                    ▲        │ SPILL EXECUTE COPY_*  (work for the stub)
+//!                                    ▲        │ SPILL EXECUTE COPY_* STORE_WORD  (work)
 //!                                    └────────┘ answered by SPILLED / DONE
 //!                                               EXIT: the stub thread ends
 //! ```
@@ -34,7 +34,8 @@ pub const INTERRUPTED: u32 = 6;
 pub const READY: u32 = 7;
 /// Event: all registers are in the state area (answer to [`SPILL`]).
 pub const SPILLED: u32 = 8;
-/// Event: the work is done, `args[0]` is its result (answer to [`EXECUTE`], [`COPY_FROM_GUEST`], [`COPY_TO_GUEST`]).
+/// Event: the work is done, `args[0]` is its result (answer to [`EXECUTE`], [`COPY_FROM_GUEST`],
+/// [`COPY_TO_GUEST`], [`STORE_WORD`]).
 pub const DONE: u32 = 9;
 /// Event: a signal arrived in stub code where none can; the stub process is of no further use.
 pub const STUB_FAULT: u32 = 10;
@@ -57,6 +58,9 @@ pub const COPY_TO_GUEST: u32 = REPLY | 6;
 pub const EXIT: u32 = REPLY | 7;
 /// Reply: go to sleep at once; the event stands.
 pub const SLEEP: u32 = REPLY | 8;
+/// Reply: if the aligned 64-bit word at guest address `args[0]` is `args[1]`, make it `args[2]`, atomically; then [`DONE`]
+/// with 0, 1 (it was something else), or 2 (it cannot be written).
+pub const STORE_WORD: u32 = REPLY | 9;
 
 /// An event, once its raw value has been checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

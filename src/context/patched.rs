@@ -1,0 +1,135 @@
+//! What patching means for an event: sites are patched when they trap, and instruction pointers in trampolines are
+//! turned into the guest's before anybody sees them.
+
+use systrap_stub::wire;
+
+use super::{Context, Stop};
+use crate::patching::{self, Found, Hands, Outcome};
+use crate::subprocess::Attention;
+use crate::{Arch, Entry, Event, GuestAddr, Patching, Signal, SwitchError, Syscall};
+
+/// What becomes of what the stub reported.
+pub(super) enum Settled {
+    /// The embedder's business.
+    Event(Event),
+    /// The platform's own: the guest goes on by this reply.
+    GoOn(u32),
+}
+
+impl Context {
+    pub(super) fn settle(&mut self, event: Event) -> Result<Settled, SwitchError> {
+        match event {
+            Event::Syscall(call) => {
+                self.attention.set_may_be_in_trampoline(false);
+                if call.entry == Entry::Trapped && call.arch == Arch::X86_64 {
+                    self.patch_site(&call);
+                }
+                Ok(Settled::Event(event))
+            }
+            Event::Signal(signal) => self.settle_signal(signal),
+            Event::Interrupted => self.settle_interrupt(),
+        }
+    }
+
+    fn patch_site(&mut self, call: &Syscall) {
+        let Some(home) = &self.home else { return };
+        let hands = Hands::new(&self.platform, &home.thread);
+        let site = GuestAddr::new(call.ip.raw().wrapping_sub(2));
+        let outcome = patching::patch_trapped_site(&home.space, &hands, site);
+        if outcome == Outcome::AlreadyPatched && self.has_foreign_gs() {
+            // Every call would fault in the syshandler before it traps.
+            patching::drop_all(&home.space, Patching::Off);
+        }
+    }
+
+    fn has_foreign_gs(&self) -> bool {
+        self.home.as_ref().is_some_and(|home| {
+            let gs_base = home.thread.sysmsg().gs_base.load(std::sync::atomic::Ordering::Relaxed);
+            gs_base != home.thread.stub_addr()
+        })
+    }
+
+    fn settle_signal(&mut self, signal: Signal) -> Result<Settled, SwitchError> {
+        let trap = signal.signo == libc::SIGTRAP;
+        match self.locate(signal.ip, trap) {
+            Found::Guest => {
+                self.attention.set_may_be_in_trampoline(false);
+                Ok(Settled::Event(Event::Signal(signal)))
+            }
+            Found::OwnBreakpoint(at) => self.go_on_at(at),
+            // A single step into a trampoline: the guest steps through its own code instead.
+            Found::At(at) if trap => {
+                self.drop_patches();
+                self.go_on_at(at)
+            }
+            Found::At(at) => {
+                self.guest_rip = Some(at.raw());
+                Ok(Settled::Event(Event::Signal(Signal { ip: at, ..signal })))
+            }
+            Found::Call(ret) => {
+                self.drop_patches();
+                self.make_call(ret)
+            }
+        }
+    }
+
+    fn settle_interrupt(&mut self) -> Result<Settled, SwitchError> {
+        // An interrupt signal that came after its interrupt had been reported.
+        if self.attention.get() & Attention::INTERRUPT == 0 {
+            return Ok(Settled::GoOn(wire::RESUME));
+        }
+        let Some(home) = &self.home else { return Err(SwitchError::BadState { what: "no stub thread" }) };
+        let rip = GuestAddr::new(home.thread.sysmsg().line.rip.load(std::sync::atomic::Ordering::Relaxed));
+        match self.locate(rip, false) {
+            Found::Guest | Found::OwnBreakpoint(_) => self.attention.set_may_be_in_trampoline(false),
+            Found::At(at) => self.guest_rip = Some(at.raw()),
+            // The call is as good as made: it is the event, and the interrupt stays pending.
+            Found::Call(ret) => return self.make_call(ret),
+        }
+        self.attention.take(Attention::INTERRUPT);
+        Ok(Settled::Event(Event::Interrupted))
+    }
+
+    fn locate(&self, rip: GuestAddr, breakpoint: bool) -> Found {
+        match &self.home {
+            Some(home) => patching::locate(&home.space, rip, breakpoint),
+            None => Found::Guest,
+        }
+    }
+
+    fn drop_patches(&self) {
+        if let Some(home) = &self.home {
+            let mode = patching::lock(&home.space).mode();
+            patching::drop_all(&home.space, mode);
+        }
+    }
+
+    /// Lets the guest go on at an address of its own, with all else as it is.
+    fn go_on_at(&mut self, at: GuestAddr) -> Result<Settled, SwitchError> {
+        self.pull_full_state()?;
+        self.full.regs.rip = at.raw();
+        self.load_state()?;
+        Ok(Settled::GoOn(wire::RESUME_FULL))
+    }
+
+    /// Makes an event of a call whose trampoline was left after rcx had become the return address.
+    fn make_call(&mut self, ret: GuestAddr) -> Result<Settled, SwitchError> {
+        self.pull_full_state()?;
+        let regs = &mut self.full.regs;
+        let nr = regs.rax as u32;
+        let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
+        regs.rip = ret.raw();
+        regs.rcx = ret.raw();
+        regs.r11 = regs.rflags;
+        self.result = -i64::from(libc::ENOSYS);
+        regs.rax = self.result as u64;
+        self.changed = true;
+        self.local.patched += 1;
+        if let Some(home) = &mut self.home {
+            home.stop = Stop::Call;
+        }
+        self.attention.set_may_be_in_trampoline(false);
+        let (arch, entry) = (Arch::X86_64, Entry::Patched);
+        Ok(Settled::Event(Event::Syscall(Syscall { nr, args, ip: ret, arch, entry })))
+    }
+}

@@ -1,0 +1,237 @@
+//! Patching of guest code: usertrap's plans, made by the guest's own stub threads.
+//!
+//! usertrap is pure; this module knows which mappings may be patched ([`code_map`]), reads the code, lets a stub thread
+//! make the stores ([`hands`]) and keeps the books of one address space ([`Patcher`]). All stores are made in the stub
+//! process with the guest's own rights: a guest that forges their results misleads nobody but itself.
+//!
+//! A guest's stub thread never runs while its own context patches, but its siblings may: then a patch is one atomic
+//! store, or `int3` first with core-serialising barriers; see `usertrap::WriteMode`.
+
+mod code_map;
+mod hands;
+mod invalidate;
+mod locate;
+mod trampolines;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use usertrap::{
+    CodeWindow, FileSite, Hints, InstallError, Limits, PatchMap, Plan, PlanCache, Refusal, SyshandlerAddr,
+    WINDOW_AFTER, WINDOW_BEFORE, WriteMode,
+};
+
+pub(crate) use code_map::{Code, CodeMap, FileId};
+pub(crate) use hands::Hands;
+pub(crate) use invalidate::{Change, before_change, drop_all};
+pub(crate) use locate::{Found, locate, resume_at};
+use trampolines::Blocks;
+
+use crate::address_space::SpaceInner;
+use crate::{GuestAddr, Patching};
+
+/// How many results of planning a platform remembers, for all address spaces.
+const PLANS: usize = 64 * 1024;
+
+/// Plans by file, so that a shell loop of short processes does not plan its libc again.
+pub(crate) type Plans = Mutex<PlanCache<FileSite>>;
+
+pub(crate) fn new_plans() -> Plans {
+    Mutex::new(PlanCache::new(PLANS))
+}
+
+/// The books of one address space.
+#[derive(Debug)]
+pub(crate) struct Patcher {
+    mode: Patching,
+    code: CodeMap,
+    patches: PatchMap,
+    blocks: Blocks,
+    /// The process registered for core-serialising barriers.
+    barriers: bool,
+    /// Sites that trapped, patched or not, as far as counted.
+    sites: u64,
+}
+
+impl Patcher {
+    pub(crate) fn new(mode: Patching) -> Self {
+        Self {
+            mode,
+            code: CodeMap::default(),
+            patches: PatchMap::new(Limits::default()),
+            blocks: Blocks::default(),
+            barriers: false,
+            sites: 0,
+        }
+    }
+
+    /// Whether nothing was ever patched here, so that no instruction pointer needs a look.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.patches.is_empty() && self.patches.trampoline_bytes() == 0
+    }
+
+    pub(crate) fn mode(&self) -> Patching {
+        self.mode
+    }
+
+    pub(crate) fn set_mode(&mut self, mode: Patching) {
+        self.mode = mode;
+    }
+
+    pub(crate) fn patched_sites(&self) -> u64 {
+        self.patches.len() as u64
+    }
+}
+
+/// Locks the books.
+pub(crate) fn lock(space: &SpaceInner) -> MutexGuard<'_, Patcher> {
+    space.patcher.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Patches the site of a call that just trapped, if it can be.
+///
+/// `hands` is the stub thread of the context that trapped.
+pub(crate) fn patch_trapped_site(space: &SpaceInner, hands: &Hands<'_>, site: GuestAddr) -> Outcome {
+    let mut books = lock(space);
+    let books = &mut *books;
+    let at = usertrap::GuestAddr::new(site.raw());
+    if books.patches.find(at).is_some() {
+        return Outcome::AlreadyPatched;
+    }
+    if books.mode == Patching::Off || books.patches.refusal(at).is_some() {
+        return Outcome::Refused;
+    }
+    let Some(code) = books.code.around(site) else { return Outcome::Refused };
+    books.sites += 1;
+    let attempt = Attempt { space, hands, code, site: at };
+    match attempt.patch(books) {
+        Ok(()) => Outcome::Patched,
+        Err(Failure::Planned(refusal)) => {
+            books.patches.refuse(at, refusal);
+            Outcome::Refused
+        }
+        Err(Failure::NotNow) => Outcome::Refused,
+    }
+}
+
+/// Why a site stays as it is.
+enum Failure {
+    /// For good: remembered.
+    Planned(Refusal),
+    /// The guest changed its mappings, or other threads run that the patch would have to stop.
+    NotNow,
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Planned(refusal)
+    }
+}
+
+/// What came of a trapped site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Patched,
+    /// Somebody patched it before: this thread was past the jump, jumped to the `syscall`, or has a foreign %gs.
+    AlreadyPatched,
+    Refused,
+}
+
+/// Why a plan was not carried out.
+enum Refused {
+    /// Another plan may do.
+    OtherPlan,
+    NotNow,
+}
+
+struct Attempt<'a> {
+    space: &'a SpaceInner,
+    hands: &'a Hands<'a>,
+    code: Code,
+    site: usertrap::GuestAddr,
+}
+
+impl Attempt<'_> {
+    fn patch(&self, books: &mut Patcher) -> Result<(), Failure> {
+        let range = self.code.range;
+        let first = range.0.max(self.site.get().saturating_sub(WINDOW_BEFORE as u64));
+        let end = range.1.min(self.site.get().saturating_add(WINDOW_AFTER as u64));
+        let mut bytes = vec![0_u8; usize::try_from(end - first).unwrap_or(0)];
+        self.space.read_memory(GuestAddr::new(first), &mut bytes).map_err(|_| Failure::NotNow)?;
+        let base = usertrap::GuestAddr::new(first);
+        books.patches.overlay_original(base, &mut bytes);
+        let window = CodeWindow::new(base, &bytes, self.site).map_err(|_| Failure::NotNow)?;
+        let occupied = books.patches.occupied_near(self.site);
+        let plan = self.plan(&window, &occupied, true)?;
+        match self.install(books, &plan, &window) {
+            // The plan was made for other bytes of the same file, or without the patches that are here.
+            Err(Refused::OtherPlan) => {
+                let plan = self.plan(&window, &occupied, false)?;
+                self.install(books, &plan, &window).map_err(|_| Failure::NotNow)
+            }
+            other => other.map_err(|_| Failure::NotNow),
+        }
+    }
+
+    /// Plans the site, or finds what was planned for the same bytes of the same file before.
+    fn plan(
+        &self,
+        window: &CodeWindow<'_>,
+        occupied: &[usertrap::GuestRange],
+        cached: bool,
+    ) -> Result<Arc<Plan>, Refusal> {
+        let key = self.code.file_site(self.site.get());
+        let plans = || self.space.platform.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(key) = &key
+            && cached
+            && let Some(result) = plans().get(key)
+        {
+            return result;
+        }
+        let hints = Hints { site_executed: true, occupied, ..Hints::default() };
+        let result = usertrap::plan(window, &hints).map(Arc::new);
+        if let Some(key) = key
+            && occupied.is_empty()
+        {
+            plans().insert(key, result.clone());
+        }
+        result
+    }
+
+    /// Makes the patch.
+    fn install(&self, books: &mut Patcher, plan: &Plan, window: &CodeWindow<'_>) -> Result<(), Refused> {
+        let syshandler = SyshandlerAddr::new(self.space.platform.syshandler());
+        let alone = self.space.process.attached_count() <= 1;
+        // One store where it is possible even if nobody else runs: it also checks the bytes.
+        let modes = if alone {
+            [WriteMode::Atomic, WriteMode::Stopped]
+        } else {
+            [WriteMode::Atomic, WriteMode::Breakpoint]
+        };
+        for mode in modes {
+            let mut memory = books.blocks.with(self.hands);
+            match books.patches.prepare(plan, window, syshandler, mode, &mut memory) {
+                Ok(installation) => {
+                    let run = self.hands.run(&installation.steps, &self.code, &mut books.barriers);
+                    if run.is_ok() {
+                        books.patches.commit(self.site);
+                        return Ok(());
+                    }
+                    self.give_up(books, mode);
+                    return Err(Refused::NotNow);
+                }
+                Err(InstallError::WrongMode) => {}
+                Err(InstallError::BytesChanged | InstallError::Overlaps) => return Err(Refused::OtherPlan),
+                Err(_) => return Err(Refused::NotNow),
+            }
+        }
+        Err(Refused::NotNow)
+    }
+
+    /// A store failed: restore what may have been written.
+    fn give_up(&self, books: &mut Patcher, mode: WriteMode) {
+        if let Some(removal) = books.patches.remove(self.site, mode) {
+            // The bytes are the guest's again if the stores work, and not what we wrote if they do not.
+            let _ = self.hands.run(&removal.steps, &self.code, &mut books.barriers);
+        }
+    }
+}
