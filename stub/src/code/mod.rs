@@ -15,6 +15,7 @@
 //! Each `syscall` instruction is labelled (the label names the address *after* it, which is what seccomp
 //! calls the instruction pointer); [`SyscallSite`] lists them for the filters.
 #![allow(unsafe_code)]
+#![allow(clippy::missing_safety_doc, reason = "the safety chapter above holds for all of them")]
 
 pub mod leader;
 pub mod sighandler;
