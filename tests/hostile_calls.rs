@@ -230,8 +230,13 @@ fn from_the_stubs_text(platform: &Systrap, random: &mut Random) {
         // Numbers and arguments of the list, most of them from the wrong place.
         let table = rows(attack.puppet.slots.base);
         for row in &table {
-            for _ in 0..if named.contains(site) { 6 } else { 1 } {
-                attack.strike_like(row, *site, random);
+            let own = row.site.ip_offset() as u64 - 2 == *site;
+            for _ in 0..if own { 3 } else { 1 } {
+                attack.strike_like(row, None, *site, random);
+            }
+            for missed in 0..if own { row.conditions.len() } else { 0 } {
+                attack.strike_like(row, Some(missed), *site, random);
+                attack.strike_like(row, Some(missed), *site, random);
             }
         }
     }
@@ -294,12 +299,13 @@ impl<'a> Attack<'a> {
         self.go(offset, nr, args, random);
     }
 
-    /// As `strike`, with a number and arguments that the row admits (at its own site).
-    fn strike_like(&mut self, row: &Row, offset: u64, random: &mut Random) {
+    /// As `strike`, with a number and arguments that the row admits (at its own site), all but one condition,
+    /// which they miss by as little as possible.
+    fn strike_like(&mut self, row: &Row, missed: Option<usize>, offset: u64, random: &mut Random) {
         let mut args: [u64; 6] = std::array::from_fn(|_| random.word());
-        for condition in &row.conditions {
+        for (i, condition) in row.conditions.iter().enumerate() {
             let arg = &mut args[usize::from(condition.arg)];
-            *arg = match condition.test {
+            let hit = match condition.test {
                 Test::Eq(value) | Test::Ge(value) => value,
                 Test::Eq32(value) => random.word() << 32 | u64::from(value),
                 Test::Lt(value) if value == layout::MAX_USER_ADDRESS => DATA + random.below(16) * 4096,
@@ -308,11 +314,15 @@ impl<'a> Attack<'a> {
                 Test::Le(_) => 4096 * (1 + random.below(16)),
                 Test::OnlyBits(mask) => random.word() & mask,
             };
-        }
-        // Half of them miss by one bit.
-        if random.below(2) == 0 {
-            let arg = random.below(6) as usize;
-            args[arg] ^= 1 << random.below(64);
+            *arg = match condition.test {
+                _ if missed != Some(i) => hit,
+                Test::Eq(value) => value ^ 1 << random.below(64),
+                Test::Eq32(value) => u64::from(value ^ 1 << random.below(32)),
+                Test::Lt(value) => value,
+                Test::Ge(value) => value - 1,
+                Test::Le(value) => value + 1,
+                Test::OnlyBits(mask) => hit | (mask + 1) << random.below(32),
+            };
         }
         self.go(offset, row.nr as u64, args, random);
     }
