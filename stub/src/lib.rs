@@ -10,6 +10,7 @@
 #![no_std]
 
 pub mod code;
+pub mod handoff;
 pub mod layout;
 pub mod request;
 pub mod sysmsg;
