@@ -30,6 +30,12 @@ pub enum Error {
         /// How it ended, as far as known.
         how: StubExit,
     },
+    /// The template stub process ended: existing address spaces go on and can be forked.
+    #[error("the template stub process ended ({how}): new address spaces need a new Systrap")]
+    TemplateDied {
+        /// How it ended, as far as known.
+        how: StubExit,
+    },
     /// The stub process did not answer within the stated time and was killed.
     #[error("the stub process did not answer within {seconds} s and was killed")]
     StubSilent {
@@ -149,7 +155,17 @@ pub enum SwitchError {
     },
     /// The platform failed.
     #[error(transparent)]
-    Platform(#[from] Error),
+    Platform(Error),
+}
+
+impl From<Error> for SwitchError {
+    fn from(error: Error) -> Self {
+        match error {
+            // One cause, one variant, wherever in a switch it was noticed.
+            Error::StubDied { how } => Self::StubDied { how },
+            error => Self::Platform(error),
+        }
+    }
 }
 
 /// Why a change of a guest's mappings failed.

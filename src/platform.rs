@@ -88,9 +88,16 @@ impl Systrap {
     ///
     /// # Errors
     ///
-    /// [`Error::TooMany`], or that of the host call that failed.
+    /// [`Error::TooMany`], [`Error::TemplateDied`], or that of the host call that failed.
     pub fn new_address_space(&self) -> Result<AddressSpace, Error> {
-        let process = self.inner.template.clone_process(&self.inner.reaper, self.inner.supervisor)?;
+        let template = &self.inner.template;
+        let process =
+            template.clone_process(&self.inner.reaper, self.inner.supervisor).map_err(
+                |error| match template.exit() {
+                    Some(how) => Error::TemplateDied { how },
+                    None => error,
+                },
+            )?;
         Ok(AddressSpace::new(Arc::clone(&self.inner), process))
     }
 

@@ -135,6 +135,9 @@ impl Subprocess {
     pub(crate) fn clone_process(&self, reaper: &Reaper, supervisor: i32) -> Result<Arc<Self>, Error> {
         use std::os::fd::AsRawFd;
         use systrap_stub::code::leader::CLONE_PROCESS_FLAGS;
+        if let Some(how) = self.exit() {
+            return Err(Error::StubDied { how });
+        }
         let (slots, page) = Self::prepare(&self.requests)?;
         let offset = u64::from(page) * crate::PAGE_SIZE;
         let memfd = slots.file().as_raw_fd() as u64;
@@ -144,7 +147,10 @@ impl Subprocess {
         let pid = match self.host_call(&call) {
             Ok(pid) => i32::try_from(pid).unwrap_or(-1),
             Err(error) => {
-                self.requests.give_back(page);
+                // After any other error a child that nobody knows may exist: the page stays its own.
+                if matches!(error, Error::Stub { .. }) {
+                    self.requests.give_back(page);
+                }
                 return Err(error);
             }
         };
