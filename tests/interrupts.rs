@@ -105,7 +105,7 @@ fn supervise(guest: &mut Guest, space: &systrap::AddressSpace, count: u64, mut r
         }
         if in_call {
             // Short ones spend the time in the stub's code, long ones in the guest's.
-            let longest = [4, 4, 20_000, 200_000][random.below(4) as usize];
+            let longest = [4, 20_000, 400_000, 400_000][random.below(4) as usize];
             guest.answer(random.below(longest) as u32);
             in_call = false;
         }

@@ -57,7 +57,9 @@ pub fn children() -> Vec<i32> {
     let own = std::process::id() as i32;
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").expect("/proc is mounted").flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         if parent_and_state(pid).is_some_and(|(parent, _)| parent == own) {
             found.push(pid);
         }
