@@ -111,8 +111,21 @@ impl Subprocess {
         page: u32,
         slots: Slots,
     ) -> Result<Arc<Self>, Error> {
-        let pidfd =
-            sys::pidfd_open(pid).map_err(|source| Error::host("pidfd_open of a stub process", source))?;
+        let pidfd = match sys::pidfd_open(pid) {
+            Ok(pidfd) => pidfd,
+            Err(source) => {
+                // Usually the table of open files is full: the slots' descriptor makes room for the pidfd.
+                drop(slots);
+                if let Ok(pidfd) = sys::pidfd_open(pid)
+                    && sys::wait_pidfd(pidfd.as_fd(), false).is_ok()
+                {
+                    let _ = sys::pidfd_kill(pidfd.as_fd());
+                    sys::reap_pidfd(pidfd.as_fd());
+                    requests.give_back(page);
+                }
+                return Err(Error::host("pidfd_open of a stub process", source));
+            }
+        };
         // Proof that the pid is a child of ours and not somebody's who got the number since.
         sys::wait_pidfd(pidfd.as_fd(), false).map_err(|_| Error::StubDied { how: StubExit::Unknown })?;
         Ok(Arc::new(Self {
@@ -154,7 +167,7 @@ impl Subprocess {
                 return Err(error);
             }
         };
-        // Without a pidfd the child cannot be killed safely: it keeps its page, runs no guest, and ends with the supervisor.
+        // A child without a pidfd cannot be killed safely: it keeps its page, runs no guest, and ends with the platform.
         let child = Self::adopt(pid, self.base, &self.requests, page, slots)?;
         reaper.watch(&child)?;
         match child.wait_for_hello() {
@@ -240,9 +253,10 @@ impl Subprocess {
 
 impl Drop for Subprocess {
     fn drop(&mut self) {
-        // Dead and reaped in every case but a failed `reaper.watch`, where killing is all that can be done.
+        // Dead and reaped in every case but a failed `reaper.watch`.
         if self.exit().is_none() {
             self.kill();
+            sys::reap_pidfd(self.pidfd.as_fd());
         }
         self.requests.give_back(self.request_page);
     }
