@@ -2,6 +2,8 @@
 
 use std::io;
 
+use systrap_stub::code::leader::exit_code;
+
 /// A failure to set up or to reach the platform's own resources.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -27,6 +29,12 @@ pub enum Error {
     /// The stub process ended; its address space is gone.
     #[error("the stub process ended ({how})")]
     StubDied {
+        /// How it ended, as far as known.
+        how: StubExit,
+    },
+    /// The template stub process ended: existing address spaces go on and can be forked.
+    #[error("the template stub process ended ({how}): new address spaces need a new Systrap")]
+    TemplateDied {
         /// How it ended, as far as known.
         how: StubExit,
     },
@@ -65,6 +73,38 @@ pub enum Error {
 }
 
 impl Error {
+    /// Says what the host lacks if the template gave up while it set itself up.
+    pub(crate) fn of_template(self) -> Self {
+        let Self::StubDied { how } = self else { return self };
+        let code = match how {
+            StubExit::Code(code) => code,
+            StubExit::Signal(libc::SIGSYS) => {
+                return Self::Unsupported {
+                    what: "a call that sets up a stub process: a seccomp filter killed it",
+                    remedy: "install the program's own filter after Systrap::new, or permit the calls of ARCHITECTURE.md",
+                };
+            }
+            _ => return self,
+        };
+        let (what, remedy) = match code {
+            exit_code::SECCOMP => (
+                "seccomp filters for unprivileged processes (no_new_privs, capset, seccomp)",
+                "use a kernel with CONFIG_SECCOMP_FILTER; in a container, a profile that permits these calls",
+            ),
+            exit_code::MAP => (
+                "room for a stub process's mappings (about 300 MiB of addresses, no memory)",
+                "raise the limit of address space: `ulimit -v`",
+            ),
+            exit_code::PDEATHSIG => {
+                ("prctl(PR_SET_PDEATHSIG)", "permit it in the container's seccomp profile")
+            }
+            exit_code::DONTFORK => ("madvise(MADV_DONTFORK)", "permit it in the container's seccomp profile"),
+            exit_code::UNMAP => ("munmap or rseq", "permit them in the container's seccomp profile"),
+            _ => return self,
+        };
+        Self::Unsupported { what, remedy }
+    }
+
     pub(crate) fn last_host(what: &'static str) -> Self {
         Self::host(what, io::Error::last_os_error())
     }
@@ -118,10 +158,28 @@ impl std::fmt::Display for StubExit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unknown => f.write_str("cause unknown"),
-            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Code(code) => match code_meaning(*code) {
+                Some(meaning) => write!(f, "exit code {code}: {meaning}"),
+                None => write!(f, "exit code {code}"),
+            },
             Self::Signal(signal) => write!(f, "killed by signal {signal}"),
         }
     }
+}
+
+/// What a stub process says with its exit code when it gives up.
+fn code_meaning(code: i32) -> Option<&'static str> {
+    Some(match code {
+        exit_code::ORPHAN => "its supervisor was gone",
+        exit_code::PDEATHSIG => "prctl(PR_SET_PDEATHSIG) failed",
+        exit_code::MAP => "a shared area could not be mapped; see `ulimit -v`",
+        exit_code::DONTFORK => "madvise(MADV_DONTFORK) failed",
+        exit_code::SECCOMP => "a seccomp filter could not be installed",
+        exit_code::UNMAP => "the supervisor's memory could not be unmapped",
+        exit_code::THREAD => "a stub thread could not set its signal stack or mask",
+        exit_code::BAD_REPLY => "a stub thread found a reply that no supervisor writes",
+        _ => return None,
+    })
 }
 
 /// Why [`Context::switch`](crate::Context::switch) could not run the guest.
@@ -149,7 +207,17 @@ pub enum SwitchError {
     },
     /// The platform failed.
     #[error(transparent)]
-    Platform(#[from] Error),
+    Platform(Error),
+}
+
+impl From<Error> for SwitchError {
+    fn from(error: Error) -> Self {
+        match error {
+            // One cause, one variant, wherever in a switch it was noticed.
+            Error::StubDied { how } => Self::StubDied { how },
+            error => Self::Platform(error),
+        }
+    }
 }
 
 /// Why a change of a guest's mappings failed.

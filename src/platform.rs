@@ -61,6 +61,7 @@ impl Systrap {
     /// resource, [`Error::StubDied`] if the template could not set itself up.
     pub fn new(options: Options) -> Result<Self, Error> {
         require_fsgsbase()?;
+        require_host_calls()?;
         let xstate = xstate::Layout::detect()?;
         let requests = Arc::new(RequestPages::new()?);
         let prepared = Prepared::new(&requests)?;
@@ -91,9 +92,16 @@ impl Systrap {
     ///
     /// # Errors
     ///
-    /// [`Error::TooMany`], or that of the host call that failed.
+    /// [`Error::TooMany`], [`Error::TemplateDied`], or that of the host call that failed.
     pub fn new_address_space(&self) -> Result<AddressSpace, Error> {
-        let process = self.inner.template.clone_process(&self.inner.reaper, self.inner.supervisor)?;
+        let template = &self.inner.template;
+        let process =
+            template.clone_process(&self.inner.reaper, self.inner.supervisor).map_err(
+                |error| match template.exit() {
+                    Some(how) => Error::TemplateDied { how },
+                    None => error,
+                },
+            )?;
         let patcher = Patcher::new(self.inner.options.patching_mode());
         Ok(AddressSpace::new(Arc::clone(&self.inner), process, patcher))
     }
@@ -218,6 +226,27 @@ fn require_fsgsbase() -> Result<(), Error> {
     }
     let remedy = "use Linux 5.9 or later on a CPU of 2012 or later, without `nofsgsbase`";
     Err(Error::Unsupported { what: "the instructions rdfsbase and wrgsbase for user code", remedy })
+}
+
+/// Host calls that cannot be done without and that old kernels and seccomp profiles of containers lack. Found
+/// here, a lack costs nothing that has to be undone.
+fn require_host_calls() -> Result<(), Error> {
+    const REMEDY: &str = "use Linux 5.16 or later; in a container, a seccomp profile that permits it";
+    let own_pid = i32::try_from(std::process::id()).unwrap_or(-1);
+    let probes = [
+        ("pidfd_open", crate::sys::pidfd_open(own_pid).map(drop)),
+        ("futex_waitv", crate::sys::probe_futex_waitv()),
+    ];
+    for (what, probe) in probes {
+        match probe {
+            Ok(()) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EACCES)) => {
+                return Err(Error::Unsupported { what, remedy: REMEDY });
+            }
+            Err(source) => return Err(Error::host(what, source)),
+        }
+    }
+    Ok(())
 }
 
 /// A stub process dies before anything else when memory is short; its children inherit that. Best effort:

@@ -138,6 +138,20 @@ pub(crate) enum ChildState {
     Killed(i32),
 }
 
+/// Waits until a child has ended, and reaps it.
+pub(crate) fn reap_pidfd(pidfd: BorrowedFd<'_>) {
+    let id = u32::try_from(pidfd.as_raw_fd()).unwrap_or(u32::MAX);
+    loop {
+        // SAFETY: an all-zero siginfo_t is valid.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: writes the siginfo that it is given.
+        let result = unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, libc::WEXITED | libc::__WALL) };
+        if result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
+            return;
+        }
+    }
+}
+
 /// waitid(P_PIDFD, WEXITED | WNOHANG | __WALL), leaving the child waitable unless `reap`.
 ///
 /// # Errors
@@ -160,6 +174,44 @@ pub(crate) fn wait_pidfd(pidfd: BorrowedFd<'_>, reap: bool) -> io::Result<ChildS
         (_, libc::CLD_EXITED) => ChildState::Exited(status),
         _ => ChildState::Killed(status),
     })
+}
+
+/// Kills and reaps a child that has no pidfd yet. It must be one that nobody else waits for.
+pub(crate) fn kill_and_reap_child(pid: i32) {
+    // SAFETY: takes values; no status is asked for.
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        while libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL) < 0
+            && io::Error::last_os_error().raw_os_error() == Some(libc::EINTR)
+        {}
+    }
+}
+
+/// Kills and reaps the children of this process that are in the process group `group` and do not exit with
+/// SIGCHLD. While there is one, the number is not given to another group.
+pub(crate) fn kill_and_reap_group(group: i32) {
+    let Ok(id) = u32::try_from(group) else { return };
+    let wait = |options| {
+        // SAFETY: an all-zero siginfo_t is valid.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: writes the siginfo that it is given.
+        unsafe { libc::waitid(libc::P_PGID, id, &raw mut info, libc::WEXITED | libc::__WCLONE | options) }
+    };
+    while wait(libc::WNOHANG | libc::WNOWAIT) == 0 {
+        // SAFETY: takes values only.
+        unsafe { libc::kill(-group, libc::SIGKILL) };
+        wait(0);
+    }
+}
+
+/// Whether futex_waitv(2) exists and is permitted: without waiters it is EINVAL.
+pub(crate) fn probe_futex_waitv() -> io::Result<()> {
+    // SAFETY: no waiters, no pointers.
+    let result = unsafe { libc::syscall(libc::SYS_futex_waitv, 0, 0, 0, 0, libc::CLOCK_MONOTONIC) };
+    match check(result) {
+        Err(error) if error.raw_os_error() != Some(libc::EINVAL) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// tgkill(2).

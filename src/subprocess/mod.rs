@@ -120,8 +120,21 @@ impl Subprocess {
         page: u32,
         slots: Slots,
     ) -> Result<Arc<Self>, Error> {
-        let pidfd =
-            sys::pidfd_open(pid).map_err(|source| Error::host("pidfd_open of a stub process", source))?;
+        let pidfd = match sys::pidfd_open(pid) {
+            Ok(pidfd) => pidfd,
+            Err(source) => {
+                // Usually the table of open files is full: the slots' descriptor makes room for the pidfd.
+                drop(slots);
+                if let Ok(pidfd) = sys::pidfd_open(pid)
+                    && sys::wait_pidfd(pidfd.as_fd(), false).is_ok()
+                {
+                    let _ = sys::pidfd_kill(pidfd.as_fd());
+                    sys::reap_pidfd(pidfd.as_fd());
+                    requests.give_back(page);
+                }
+                return Err(Error::host("pidfd_open of a stub process", source));
+            }
+        };
         // Proof that the pid is a child of ours and not somebody's who got the number since.
         sys::wait_pidfd(pidfd.as_fd(), false).map_err(|_| Error::StubDied { how: StubExit::Unknown })?;
         Ok(Arc::new(Self {
@@ -144,6 +157,9 @@ impl Subprocess {
     pub(crate) fn clone_process(&self, reaper: &Reaper, supervisor: i32) -> Result<Arc<Self>, Error> {
         use std::os::fd::AsRawFd;
         use systrap_stub::code::leader::CLONE_PROCESS_FLAGS;
+        if let Some(how) = self.exit() {
+            return Err(Error::StubDied { how });
+        }
         let (slots, page) = Self::prepare(&self.requests)?;
         let offset = u64::from(page) * crate::PAGE_SIZE;
         let memfd = slots.file().as_raw_fd() as u64;
@@ -153,11 +169,14 @@ impl Subprocess {
         let pid = match self.host_call(&call) {
             Ok(pid) => i32::try_from(pid).unwrap_or(-1),
             Err(error) => {
-                self.requests.give_back(page);
+                // After any other error a child that nobody knows may exist: the page stays its own.
+                if matches!(error, Error::Stub { .. }) {
+                    self.requests.give_back(page);
+                }
                 return Err(error);
             }
         };
-        // Without a pidfd the child cannot be killed safely: it keeps its page, runs no guest, and ends with the supervisor.
+        // A child without a pidfd cannot be killed safely: it keeps its page, runs no guest, and ends with the platform.
         let child = Self::adopt(pid, self.base, &self.requests, page, slots)?;
         reaper.watch(&child)?;
         match child.wait_for_hello() {
@@ -256,9 +275,10 @@ impl Subprocess {
 
 impl Drop for Subprocess {
     fn drop(&mut self) {
-        // Dead and reaped in every case but a failed `reaper.watch`, where killing is all that can be done.
+        // Dead and reaped in every case but a failed `reaper.watch`.
         if self.exit().is_none() {
             self.kill();
+            sys::reap_pidfd(self.pidfd.as_fd());
         }
         self.requests.give_back(self.request_page);
     }

@@ -17,6 +17,7 @@ use super::Subprocess;
 use super::template::{self, Files, Plan};
 use crate::Error;
 use crate::shared::RequestPages;
+use crate::sys;
 
 /// Key of the eventfd among the pidfds.
 const WAKE_KEY: u64 = 0;
@@ -71,17 +72,28 @@ impl Reaper {
                 // Blocked here, so that the template is born with every signal blocked and no handler of the
                 // embedder runs on this thread.
                 let _ = SigSet::all().thread_block();
-                if send.send(template::fork(&plan)).is_ok() {
+                let forked = template::fork(&plan);
+                let group = forked.as_ref().ok().copied();
+                if send.send(forked).is_ok() {
                     run(&of_thread);
+                }
+                // The template made a session of its own, so every stub process is in its group. One is left
+                // if the template was killed in the moment between making it and saying so.
+                if let Some(group) = group {
+                    sys::kill_and_reap_group(group);
                 }
             })
             .map_err(|source| Error::host("starting the reaper thread", source))?;
         let forked = receive.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()));
         let reaper = Self { shared, thread: Some(thread) };
         let pid = forked.map_err(|source| Error::host("forking the template stub process", source))?;
-        let template = Subprocess::adopt(pid, base, requests, prepared.page, prepared.slots)?;
+        let Prepared { slots, page } = prepared;
+        let template = Subprocess::adopt(pid, base, requests, page, slots).inspect_err(|_| {
+            // Not known to the reaper, and perhaps not yet in a group of its own.
+            sys::kill_and_reap_child(pid);
+        })?;
         reaper.watch(&template)?;
-        template.wait_for_hello()?;
+        template.wait_for_hello().map_err(Error::of_template)?;
         Ok((reaper, template))
     }
 
