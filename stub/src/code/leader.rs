@@ -182,6 +182,8 @@ pub unsafe extern "C" fn leader_entry() {
         "jmp 2b",
         // ---- A new stub process. Its request page and slots do not exist yet (MADV_DONTFORK): registers only.
         // rdx = its memfd, r10 = offset of its request page, r8 = the supervisor's pid, r9 = the request memfd.
+        ".globl systrap_fork_child",
+        ".hidden systrap_fork_child",
         "systrap_fork_child:",
         "mov r13, rdx",
         "mov r12, r10",
@@ -284,6 +286,8 @@ pub unsafe extern "C" fn leader_entry() {
         "mov eax, 1",
         "jmp 6b",
         // ---- edi = exit code
+        ".globl systrap_exit_group",
+        ".hidden systrap_exit_group",
         "systrap_exit_group:",
         "mov eax, 231",
         "syscall",
