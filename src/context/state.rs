@@ -12,8 +12,9 @@ use crate::subprocess::StubThread;
 /// The user code and stack segments of 64-bit Linux (arch/x86/include/asm/segment.h).
 const USER_CS: u64 = 0x33;
 const USER_DS: u64 = 0x2b;
-/// The flags that a signal return lets a program change (`FIX_EFLAGS`), NT, and the two that are always set.
-const USER_FLAGS: u64 = 0x5_4dd5;
+/// The flags that a signal return lets a program change (`FIX_EFLAGS`), NT and ID, which a program changes by popf,
+/// and the two that are always set.
+const USER_FLAGS: u64 = 0x25_4dd5;
 const FIXED_FLAGS: u64 = 0x202;
 
 /// A guest thread's complete state.
