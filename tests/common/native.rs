@@ -118,22 +118,23 @@ unsafe fn enter() -> ! {
     struct Image([u8; 4096]);
     let mut image = Image([0; 4096]);
     image.0[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
-    let frame = (STACK_TOP - 16) as *mut u64;
     // SAFETY: the caller's promise; PKRU (bit 9) and the tiles (bits 17, 18) stay as they are.
     unsafe {
-        frame.write(0x202);
-        frame.add(1).write(CODE);
         asm!(
             "xrstor64 [rdi]",
-            "xor edi, edi",
+            "mov edi, 0",
             "wrfsbase rdi",
-            "mov rsp, rsi",
-            "xor eax, eax", "xor ecx, ecx", "xor edx, edx", "xor ebx, ebx", "xor ebp, ebp", "xor esi, esi",
-            "xor r8d, r8d", "xor r9d, r9d", "xor r10d, r10d", "xor r11d, r11d", "xor r12d, r12d",
-            "xor r13d, r13d", "xor r14d, r14d", "xor r15d, r15d",
+            "push 0x202",
             "popfq",
-            "ret",
-            in("rdi") &raw const image, in("rsi") frame, in("eax") 0xfff9_fdff_u32, in("edx") -1,
+            "mov esp, {stack}",
+            "mov eax, 0", "mov ecx, 0", "mov edx, 0", "mov ebx, 0", "mov ebp, 0", "mov esi, 0",
+            "mov r8d, 0", "mov r9d, 0", "mov r10d, 0", "mov r11d, 0", "mov r12d, 0", "mov r13d, 0",
+            "mov r14d, 0", "mov r15d, 0",
+            "jmp qword ptr [rip + 2f]",
+            "2: .quad {code}",
+            stack = const STACK_TOP,
+            code = const CODE,
+            in("rdi") &raw const image, in("eax") 0xfff9_fdff_u32, in("edx") -1,
             options(noreturn),
         )
     }
