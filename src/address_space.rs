@@ -242,10 +242,16 @@ impl AddressSpace {
     /// # Errors
     ///
     /// As [`AddressSpace::map_anonymous`]; `EFAULT` if the old range is not one mapping; `ENOMEM` if it cannot
-    /// grow in place.
+    /// grow in place, or if either range is longer than one host call of a stub may name (7 TiB).
     pub fn remap(&self, old: GuestAddr, old_len: u64, new: GuestAddr, new_len: u64) -> Result<(), MapError> {
         let old_len = check_range(old, old_len)?;
         let new_len = check_range(new, new_len)?;
+        if old_len.max(new_len) > MAX_CALL_LEN {
+            // The filters would kill the stub process for it.
+            let source = std::io::Error::from_raw_os_error(libc::ENOMEM);
+            let (addr, len_bytes) = (old.raw(), old_len);
+            return Err(MapError::Refused { what: "mremap", addr, len_bytes, source });
+        }
         self.changes(Change::Moved { old: bounds(old, old_len), new: bounds(new, new_len) });
         let flags = if old == new { 0 } else { libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED };
         let args = [old.raw(), old_len, new_len, flags as u64, new.raw(), 0];

@@ -120,8 +120,8 @@ impl SpaceInner {
             at,
             len,
             |_| {},
-            |words| {
-                for (chunk, word) in buf[..len].chunks_mut(8).zip(words) {
+            |words, copied| {
+                for (chunk, word) in buf[..copied].chunks_mut(8).zip(words) {
                     chunk.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes()[..chunk.len()]);
                 }
             },
@@ -140,7 +140,7 @@ impl SpaceInner {
                 word.store(u64::from_le_bytes(raw), Ordering::Relaxed);
             }
         };
-        self.stub_copy(COPY_TO_GUEST, at, len, fill, |_| {}).unwrap_or(0)
+        self.stub_copy(COPY_TO_GUEST, at, len, fill, |_, _| {}).unwrap_or(0)
     }
 
     /// Lets a pooled stub thread copy; returns how many bytes it claims to have copied.
@@ -150,7 +150,7 @@ impl SpaceInner {
         at: u64,
         len: usize,
         before: impl FnOnce(&[std::sync::atomic::AtomicU64]),
-        after: impl FnOnce(&[std::sync::atomic::AtomicU64]),
+        after: impl FnOnce(&[std::sync::atomic::AtomicU64], usize),
     ) -> Option<usize> {
         let thread = self.process.take_thread().ok()?;
         let sysmsg = thread.sysmsg();
@@ -163,9 +163,11 @@ impl SpaceInner {
             return None;
         }
         let left = usize::try_from(sysmsg.line.args[0].load(Ordering::Relaxed)).unwrap_or(usize::MAX);
-        after(&sysmsg.payload);
+        let copied = len.checked_sub(left);
+        // What lies behind is left over from other copies.
+        after(&sysmsg.payload, copied.unwrap_or(0));
         thread.park();
-        len.checked_sub(left)
+        copied
     }
 }
 

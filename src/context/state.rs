@@ -12,8 +12,9 @@ use crate::subprocess::StubThread;
 /// The user code and stack segments of 64-bit Linux (arch/x86/include/asm/segment.h).
 const USER_CS: u64 = 0x33;
 const USER_DS: u64 = 0x2b;
-/// The flags that a signal return lets a program change (`FIX_EFLAGS`), NT, and the two that are always set.
-const USER_FLAGS: u64 = 0x5_4dd5;
+/// The flags that a signal return lets a program change (`FIX_EFLAGS`), NT and ID, which a program changes by popf,
+/// and the two that are always set.
+const USER_FLAGS: u64 = 0x25_4dd5;
 const FIXED_FLAGS: u64 = 0x202;
 
 /// A guest thread's complete state.
@@ -98,14 +99,16 @@ impl FullState {
         layout: &xstate::Layout,
     ) -> Result<(), &'static str> {
         let regs = &self.regs;
-        for (value, what) in [
-            (regs.rip, "rip is not a canonical user address"),
-            (regs.fs_base, "fs_base is not a canonical user address"),
-            (regs.gs_base, "gs_base is not a canonical user address"),
-        ] {
-            if value >> 47 != 0 {
-                return Err(what);
-            }
+        if regs.rip >> 47 != 0 {
+            return Err("rip is not a canonical user address");
+        }
+        // The kernel's half is allowed: wrfsbase lets a program set any canonical base.
+        let is_canonical = |base: u64| (base << 16) as i64 >> 16 == base as i64;
+        if !is_canonical(regs.fs_base) {
+            return Err("fs_base is not a canonical address");
+        }
+        if !is_canonical(regs.gs_base) {
+            return Err("gs_base is not a canonical address");
         }
         let sysmsg = thread.sysmsg();
         let words = to_sigcontext(regs, self.segments);

@@ -261,6 +261,8 @@ pub unsafe extern "C" fn syshandler() {
         "add al, 0x7f",
         "sahf",
         "mov eax, r11d",
+        ".globl systrap_foreign_gs",
+        ".hidden systrap_foreign_gs",
         "systrap_foreign_gs:",
         "ud2",
         ".balign 8, 0xcc",
