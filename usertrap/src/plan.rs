@@ -190,6 +190,12 @@ pub enum Blocker {
         /// Offset of the bytes from the site.
         offset: i32,
     },
+    /// The program reads the bytes as data.
+    #[error("read as data at {offset:+}")]
+    ReadAsData {
+        /// Offset of the data from the site.
+        offset: i32,
+    },
     /// No instruction of five bytes or more, or too few bytes, before the window or the search ends.
     #[error("no room")]
     NoRoom,

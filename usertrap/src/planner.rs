@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::addr::GuestAddr;
-use crate::decode::{Decoded, Lengths, Padding, copy_kind, decode_at, leaves_for_good, padding_kind};
+use crate::decode::{Decoded, Lengths, Padding, copy_kind, decode_at, leaves_for_good, padding_kind, traps};
 use crate::plan::{Blocker, JUMP_LEN, Plan, Refusal, Relocated, Tier};
 use crate::prove::{Prover, Unproved, Witness};
 use crate::targets::Targets;
@@ -111,7 +111,7 @@ impl Search<'_, '_> {
                 }
                 Err(pinned) => {
                     line.ended_by = Blocker::Pinned { offset, pinned };
-                    if leaves_for_good(&decoded.instr) {
+                    if leaves_for_good(&decoded.instr) || traps(&decoded.instr) {
                         self.drop_unreachable(&mut line);
                     }
                     break;
@@ -121,14 +121,22 @@ impl Search<'_, '_> {
         line
     }
 
-    /// Takes nops off the line's far end that nothing runs: to replace one would be in vain.
+    /// Takes instructions off the line's far end, behind a jump, that nothing is known to enter: they may be padding,
+    /// which it would be in vain to replace, or data that decodes well, which it would be wrong to replace.
     fn drop_unreachable(&self, line: &mut Line) {
-        let unreachable = |(d, _): &(Decoded, Relocated)| {
-            padding_kind(&d.instr).is_some() && self.targets.first_in(d.offset..d.offset + 1).is_none()
-        };
-        while line.nearest_first.last().is_some_and(unreachable) {
+        while line.nearest_first.last().is_some_and(|(d, _)| !self.looks_entered(d)) {
             line.nearest_first.pop();
         }
+    }
+
+    /// Whether control may arrive here other than from the instruction in front: a branch target, or where a function
+    /// begins or may begin.
+    fn looks_entered(&self, at: &Decoded) -> bool {
+        let addr = self.window.addr(at.offset);
+        self.targets.first_in(at.offset..at.offset + 1).is_some()
+            || self.hints.function.is_some_and(|f| f.start == addr)
+            || self.is_landing_pad(at.offset)
+            || (addr.get().is_multiple_of(PADDING_ALIGN) && padding_kind(&at.instr).is_none())
     }
 
     /// The nearest instruction of five bytes that is proved, not jumped into and not taken.
@@ -168,10 +176,11 @@ impl Search<'_, '_> {
 
     fn free(&self, range: Range<i32>) -> Result<(), Blocker> {
         let bytes = crate::GuestRange::new(self.window.addr(range.start), self.window.addr(range.end));
-        match self.hints.occupied.iter().find(|o| o.overlaps(&bytes)) {
-            Some(o) => {
-                Err(Blocker::Occupied { offset: self.window.offset_of(o.start).unwrap_or(range.start) })
-            }
+        if let Some(o) = self.hints.occupied.iter().find(|o| o.overlaps(&bytes)) {
+            return Err(Blocker::Occupied { offset: self.window.offset_of(o.start).unwrap_or(range.start) });
+        }
+        match self.hints.data.iter().find(|d| bytes.contains(**d)) {
+            Some(d) => Err(Blocker::ReadAsData { offset: self.window.offset_of(*d).unwrap_or(range.start) }),
             None => Ok(()),
         }
     }

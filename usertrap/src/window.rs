@@ -127,6 +127,8 @@ pub struct Hints<'a> {
     pub function: Option<KnownFunction>,
     /// Addresses known to be entered by a branch or call from anywhere, in any order.
     pub targets: &'a [GuestAddr],
+    /// Addresses that the program is known to read as data, in any order: bytes there are not changed.
+    pub data: &'a [GuestAddr],
     /// Bytes that other patches use: no plan touches them.
     pub occupied: &'a [GuestRange],
 }
