@@ -279,9 +279,6 @@ impl Search<'_, '_> {
         vanishing.reverse();
         vanishing.push(0);
         vanishing.retain(|v| behind.contains(v));
-        if let Some(landing) = vanishing.iter().find(|v| self.is_landing_pad(**v)) {
-            return Err(Blocker::BranchInto { offset: *landing });
-        }
         let late = self.targets.first_in(behind.end..1);
         self.assemble(Tier::Relocated { vanishing }, &line.nearest_first[..=i], witness, late, None)
     }

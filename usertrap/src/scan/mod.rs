@@ -140,7 +140,8 @@ impl<'a> Scan<'a> {
             return None;
         }
         let file_offset = code.file_offset.saturating_add(code.addr.distance_to(site) as u64);
-        let name = function.and_then(|f| f.name).map(str::to_owned);
+        // A symbol without a size says where something begins, not what the site belongs to.
+        let name = function.filter(|f| f.end.is_some()).and_then(|f| f.name).map(str::to_owned);
         let gvisor = Self::gvisor_rule(&window, &hints);
         Some(ScannedSite { site, file_offset, function: name, result, gvisor, known })
     }
