@@ -85,12 +85,10 @@ impl Search<'_, '_> {
     fn run(mut self) -> Result<Plan, Refusal> {
         let line = self.straight_line();
         // A late entry leaves some calls trapping, so a second tier without one is the better choice.
-        let one = self.tier1(&line);
-        if let Ok(plan) = &one
-            && plan.late_entry.is_none()
-        {
-            return one.map_err(|_| Refusal::NotSyscall);
-        }
+        let one = match self.tier1(&line) {
+            Ok(plan) if plan.late_entry.is_none() => return Ok(plan),
+            one => one,
+        };
         match (self.tier2(), one) {
             (Ok(plan), _) | (Err(_), Ok(plan)) => Ok(plan),
             (Err(two), Err(one)) => self.tier3(&line).map_err(|three| Refusal::NoTier { one, two, three }),
@@ -272,6 +270,9 @@ impl Search<'_, '_> {
             return Err(line.ended_by);
         };
         let head = line.nearest_first[i].0.offset;
+        if !self.hints.targets_complete {
+            return Err(Blocker::TargetsUnknown);
+        }
         self.whole_function()?;
         let witness = self.usable(head, head + 1..head + JUMP_LEN as i32)?;
         let behind = head..head + JUMP_LEN as i32;

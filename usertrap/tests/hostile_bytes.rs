@@ -78,8 +78,15 @@ fn arbitrary_windows_never_panic_and_plans_check_out() {
             let occupied = [GuestRange::of_len(anywhere(&mut rng), rng.next() % 16)];
             let site_executed = rng.below(2) == 0;
             let data = [anywhere(&mut rng)];
-            let hints =
-                Hints { site_executed, function, targets: &targets, data: &data, occupied: &occupied };
+            let targets_complete = rng.below(2) == 0;
+            let hints = Hints {
+                site_executed,
+                function,
+                targets: &targets,
+                targets_complete,
+                data: &data,
+                occupied: &occupied,
+            };
             match plan(&window, &hints) {
                 Ok(plan) => {
                     planned += 1;

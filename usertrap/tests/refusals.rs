@@ -105,7 +105,10 @@ fn a_known_target_in_the_middle_forbids_and_one_behind_is_reported() {
     code.extend([0xb8, 1, 0, 0, 0, 0x0f, 0x05, 0xc3]);
     for (target, expected) in [(90, Ok(None)), (91, Err(())), (94, Err(())), (95, Ok(Some(0)))] {
         let targets = [BASE.wrapping_offset(target)];
-        let planned = plan_of(&code, &Hints { function: known(98), targets: &targets, ..Hints::default() });
+        let planned = plan_of(
+            &code,
+            &Hints { function: known(98), targets: &targets, targets_complete: true, ..Hints::default() },
+        );
         match expected {
             Ok(late) => assert_eq!(planned.unwrap().late_entry(), late, "{target}"),
             Err(()) => {
@@ -153,21 +156,24 @@ fn nops_behind_ud2_are_not_unreachable() {
 
 #[test]
 fn tier_3_wants_to_know_every_jump() {
+    let all = || Hints { targets_complete: true, ..Hints::default() };
     let code = [0x48, 0x8b, 0x53, 0x18, 0x8b, 0x03, 0x0f, 0x05, 0xc3];
     let three = |code: &[u8], hints: &Hints<'_>| blockers(plan_of(code, hints)).2;
-    assert_eq!(plan_of(&code, &Hints { function: known(9), ..Hints::default() }).unwrap().tier().number(), 3);
+    assert_eq!(plan_of(&code, &Hints { function: known(9), ..all() }).unwrap().tier().number(), 3);
     let endless = Some(KnownFunction { start: BASE, end: None });
-    assert_eq!(three(&code, &Hints { function: endless, ..Hints::default() }), Blocker::FunctionUnknown);
-    assert_eq!(three(&code, &Hints { function: known(900), ..Hints::default() }), Blocker::FunctionUnknown);
+    assert_eq!(three(&code, &Hints { function: endless, ..all() }), Blocker::FunctionUnknown);
+    assert_eq!(three(&code, &Hints { function: known(900), ..all() }), Blocker::FunctionUnknown);
+    let local = Hints { function: known(9), ..Hints::default() };
+    assert_eq!(three(&code, &local), Blocker::TargetsUnknown);
     // An indirect jump behind the site.
     let mut jumps = code[..8].to_vec();
     jumps.extend([0xff, 0xe1]);
-    let refused = three(&jumps, &Hints { function: known(10), ..Hints::default() });
+    let refused = three(&jumps, &Hints { function: known(10), ..all() });
     assert_eq!(refused, Blocker::UnknownJumps { offset: 2 });
     // A branch to the syscall, which would vanish.
     let code = [0x48, 0x89, 0xda, 0x0f, 0x05, 0xc3];
     let targets = [BASE.wrapping_offset(3)];
-    let refused = three(&code, &Hints { function: known(6), targets: &targets, ..Hints::default() });
+    let refused = three(&code, &Hints { function: known(6), targets: &targets, ..all() });
     assert_eq!(refused, Blocker::BranchInto { offset: 0 });
 }
 

@@ -131,6 +131,7 @@ impl<'a> Scan<'a> {
         let hints = Hints {
             function: known,
             targets: around(&self.named.targets, site),
+            targets_complete: true,
             data: around(&self.named.data, site),
             occupied,
             ..Hints::default()
