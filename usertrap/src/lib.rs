@@ -10,7 +10,7 @@
 //!
 //! 1. [`CodeWindow`]: the bytes around the site; [`Hints`]: what else is known.
 //! 2. [`plan`] proves the instruction boundaries it needs ([`Witness`]) and gives a [`Plan`] or a [`Refusal`] with the
-//!    reasons. Neither depends on the load address; a [`PlanCache`] keeps both by file. [`scan`] plans a whole file,
+//!    reasons. Neither depends on the load address; a [`PlanCache`] keeps both by file. `scan` (feature `elf`) plans a whole file,
 //!    with its unwind tables and all its branches in sight, and its plans serve any mapping of that file.
 //! 3. [`PatchMap::prepare`] allocates a trampoline ([`TrampolineMemory`]), builds it ([`Trampoline`]) and says which
 //!    stores to make in which order ([`Step`], [`WriteMode`]). [`PatchMap::commit`] when they are made.
