@@ -172,6 +172,12 @@ pub(crate) fn leaves_for_good(instr: &Instruction) -> bool {
     )
 }
 
+/// Whether control goes on behind the instruction only if a handler says so: `ud2`, `hlt`, `int3`.
+pub(crate) fn traps(instr: &Instruction) -> bool {
+    instr.flow_control() == FlowControl::Exception
+        || matches!(instr.mnemonic(), Mnemonic::Hlt | Mnemonic::Int3 | Mnemonic::Int1)
+}
+
 /// What compilers, assemblers and linkers put between functions and in front of loop heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Padding {

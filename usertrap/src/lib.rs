@@ -10,7 +10,8 @@
 //!
 //! 1. [`CodeWindow`]: the bytes around the site; [`Hints`]: what else is known.
 //! 2. [`plan`] proves the instruction boundaries it needs ([`Witness`]) and gives a [`Plan`] or a [`Refusal`] with the
-//!    reasons. Neither depends on the load address; a [`PlanCache`] keeps both by file.
+//!    reasons. Neither depends on the load address; a [`PlanCache`] keeps both by file. `scan` (feature `elf`) plans a whole file,
+//!    with its unwind tables and all its branches in sight, and its plans serve any mapping of that file.
 //! 3. [`PatchMap::prepare`] allocates a trampoline ([`TrampolineMemory`]), builds it ([`Trampoline`]) and says which
 //!    stores to make in which order ([`Step`], [`WriteMode`]). [`PatchMap::commit`] when they are made.
 //! 4. [`PatchMap::locate`] turns an instruction pointer inside a trampoline back into the guest's
@@ -112,7 +113,8 @@
 //! ];
 //! let (start, site) = (GuestAddr::new(0x40_1000), GuestAddr::new(0x40_1006));
 //! let function = Some(KnownFunction { start, end: Some(GuestAddr::new(0x40_1009)) });
-//! let plan = plan(&CodeWindow::new(start, &code, site)?, &Hints { function, ..Hints::default() })?;
+//! let hints = Hints { function, targets_complete: true, ..Hints::default() };
+//! let plan = plan(&CodeWindow::new(start, &code, site)?, &hints)?;
 //! assert_eq!(*plan.tier(), Tier::Relocated { vanishing: vec![-2] });
 //! assert!(plan.needs_stopped_threads());
 //! # Ok(())

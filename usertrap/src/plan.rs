@@ -190,6 +190,12 @@ pub enum Blocker {
         /// Offset of the bytes from the site.
         offset: i32,
     },
+    /// The program reads the bytes as data.
+    #[error("read as data at {offset:+}")]
+    ReadAsData {
+        /// Offset of the data from the site.
+        offset: i32,
+    },
     /// No instruction of five bytes or more, or too few bytes, before the window or the search ends.
     #[error("no room")]
     NoRoom,
@@ -205,6 +211,9 @@ pub enum Blocker {
     /// Tier 3 needs to see the whole function, and its bounds are not known or exceed the window.
     #[error("the whole function is not in sight")]
     FunctionUnknown,
+    /// Tier 3 needs all direct branch targets ([`Hints::targets_complete`](crate::Hints::targets_complete)).
+    #[error("branches from afar are not known")]
+    TargetsUnknown,
     /// Tier 3 needs to know every jump of the function, and it holds an indirect jump or bytes that are no code.
     #[error("at {offset:+}: jumps that cannot be known")]
     UnknownJumps {

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::addr::GuestAddr;
-use crate::decode::{Decoded, Lengths, Padding, copy_kind, decode_at, leaves_for_good, padding_kind};
+use crate::decode::{Decoded, Lengths, Padding, copy_kind, decode_at, leaves_for_good, padding_kind, traps};
 use crate::plan::{Blocker, JUMP_LEN, Plan, Refusal, Relocated, Tier};
 use crate::prove::{Prover, Unproved, Witness};
 use crate::targets::Targets;
@@ -85,12 +85,10 @@ impl Search<'_, '_> {
     fn run(mut self) -> Result<Plan, Refusal> {
         let line = self.straight_line();
         // A late entry leaves some calls trapping, so a second tier without one is the better choice.
-        let one = self.tier1(&line);
-        if let Ok(plan) = &one
-            && plan.late_entry.is_none()
-        {
-            return one.map_err(|_| Refusal::NotSyscall);
-        }
+        let one = match self.tier1(&line) {
+            Ok(plan) if plan.late_entry.is_none() => return Ok(plan),
+            one => one,
+        };
         match (self.tier2(), one) {
             (Ok(plan), _) | (Err(_), Ok(plan)) => Ok(plan),
             (Err(two), Err(one)) => self.tier3(&line).map_err(|three| Refusal::NoTier { one, two, three }),
@@ -111,7 +109,7 @@ impl Search<'_, '_> {
                 }
                 Err(pinned) => {
                     line.ended_by = Blocker::Pinned { offset, pinned };
-                    if leaves_for_good(&decoded.instr) {
+                    if leaves_for_good(&decoded.instr) || traps(&decoded.instr) {
                         self.drop_unreachable(&mut line);
                     }
                     break;
@@ -121,14 +119,22 @@ impl Search<'_, '_> {
         line
     }
 
-    /// Takes nops off the line's far end that nothing runs: to replace one would be in vain.
+    /// Takes instructions off the line's far end, behind a jump, that nothing is known to enter: they may be padding,
+    /// which it would be in vain to replace, or data that decodes well, which it would be wrong to replace.
     fn drop_unreachable(&self, line: &mut Line) {
-        let unreachable = |(d, _): &(Decoded, Relocated)| {
-            padding_kind(&d.instr).is_some() && self.targets.first_in(d.offset..d.offset + 1).is_none()
-        };
-        while line.nearest_first.last().is_some_and(unreachable) {
+        while line.nearest_first.last().is_some_and(|(d, _)| !self.looks_entered(d)) {
             line.nearest_first.pop();
         }
+    }
+
+    /// Whether control may arrive here other than from the instruction in front: a branch target, or where a function
+    /// begins or may begin.
+    fn looks_entered(&self, at: &Decoded) -> bool {
+        let addr = self.window.addr(at.offset);
+        self.targets.first_in(at.offset..at.offset + 1).is_some()
+            || self.hints.function.is_some_and(|f| f.start == addr)
+            || self.is_landing_pad(at.offset)
+            || (addr.get().is_multiple_of(PADDING_ALIGN) && padding_kind(&at.instr).is_none())
     }
 
     /// The nearest instruction of five bytes that is proved, not jumped into and not taken.
@@ -168,10 +174,11 @@ impl Search<'_, '_> {
 
     fn free(&self, range: Range<i32>) -> Result<(), Blocker> {
         let bytes = crate::GuestRange::new(self.window.addr(range.start), self.window.addr(range.end));
-        match self.hints.occupied.iter().find(|o| o.overlaps(&bytes)) {
-            Some(o) => {
-                Err(Blocker::Occupied { offset: self.window.offset_of(o.start).unwrap_or(range.start) })
-            }
+        if let Some(o) = self.hints.occupied.iter().find(|o| o.overlaps(&bytes)) {
+            return Err(Blocker::Occupied { offset: self.window.offset_of(o.start).unwrap_or(range.start) });
+        }
+        match self.hints.data.iter().find(|d| bytes.contains(**d)) {
+            Some(d) => Err(Blocker::ReadAsData { offset: self.window.offset_of(*d).unwrap_or(range.start) }),
             None => Ok(()),
         }
     }
@@ -263,6 +270,9 @@ impl Search<'_, '_> {
             return Err(line.ended_by);
         };
         let head = line.nearest_first[i].0.offset;
+        if !self.hints.targets_complete {
+            return Err(Blocker::TargetsUnknown);
+        }
         self.whole_function()?;
         let witness = self.usable(head, head + 1..head + JUMP_LEN as i32)?;
         let behind = head..head + JUMP_LEN as i32;
@@ -270,9 +280,6 @@ impl Search<'_, '_> {
         vanishing.reverse();
         vanishing.push(0);
         vanishing.retain(|v| behind.contains(v));
-        if let Some(landing) = vanishing.iter().find(|v| self.is_landing_pad(**v)) {
-            return Err(Blocker::BranchInto { offset: *landing });
-        }
         let late = self.targets.first_in(behind.end..1);
         self.assemble(Tier::Relocated { vanishing }, &line.nearest_first[..=i], witness, late, None)
     }

@@ -127,6 +127,11 @@ pub struct Hints<'a> {
     pub function: Option<KnownFunction>,
     /// Addresses known to be entered by a branch or call from anywhere, in any order.
     pub targets: &'a [GuestAddr],
+    /// `targets` holds every direct branch target near the site, wherever in the file the branch is: parts of a
+    /// function that a compiler moved away as cold jump back from afar. Tier 3 needs it.
+    pub targets_complete: bool,
+    /// Addresses that the program is known to read as data, in any order: bytes there are not changed.
+    pub data: &'a [GuestAddr],
     /// Bytes that other patches use: no plan touches them.
     pub occupied: &'a [GuestRange],
 }

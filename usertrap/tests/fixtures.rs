@@ -2,12 +2,15 @@
 //!
 //! `INSTA_UPDATE=always cargo test -p usertrap --test fixtures` blesses a change; the diff is for the review.
 
+mod support;
+
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use object::{Object, ObjectSection, ObjectSymbol};
-use usertrap::{SyshandlerAddr, TrampolineAddr, scan};
+use support::memory::Blocks;
+use usertrap::{CodeWindow, GuestAddr, Limits, PatchMap, SyshandlerAddr, TrampolineAddr, scan};
 
 const SYSHANDLER: SyshandlerAddr = SyshandlerAddr::new(0x7000_0000_0000);
 const TRAMPOLINES: u64 = 0x1000_0000;
@@ -53,6 +56,30 @@ fn plans_of_all_fixture_sites() {
             insta::assert_snapshot!(name(&path), text);
         });
     }
+}
+
+/// What eager patching relies on: the plans of a scan hold wherever the file is mapped.
+#[test]
+fn plans_of_a_scan_serve_a_mapping_elsewhere() {
+    let mut served = 0;
+    for path in fixtures() {
+        let data = std::fs::read(&path).expect("readable");
+        let scan = scan(&data).expect("fixtures are ELF files");
+        // The whole file, mapped at an address that it was not linked for.
+        let base = GuestAddr::new(0x7fab_cdef_0000);
+        for site in &scan.sites {
+            let Ok(plan) = &site.result else { continue };
+            let at = base.wrapping_offset(site.file_offset as i64);
+            let window = CodeWindow::new(base, &data, at).expect("the site is in the file");
+            assert!(plan.matches(&window), "{} {}", name(&path), site.site);
+            let (mut map, mut memory) = (PatchMap::new(Limits::default()), Blocks::default());
+            let mode = plan.write_mode(at);
+            assert_eq!(mode, plan.write_mode(site.site));
+            map.prepare(plan, &window, SYSHANDLER, mode, &mut memory).expect("a plan can be applied");
+            served += 1;
+        }
+    }
+    assert!(served >= 40, "{served}");
 }
 
 /// The fixtures in the repository are what their sources say. Whole files may differ between versions of the tools;

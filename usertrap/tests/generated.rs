@@ -45,7 +45,7 @@ fn check(truth: &Window, base: GuestAddr, knows_function: bool, late: &mut usize
     let window = CodeWindow::new(base, &truth.code, at(truth.site)).expect("the site is in the code");
     let function = KnownFunction { start: at(truth.function.0), end: Some(at(truth.function.1)) };
     let function = knows_function.then_some(function);
-    let hints = Hints { site_executed: true, function, ..Hints::default() };
+    let hints = Hints { site_executed: true, function, targets_complete: true, ..Hints::default() };
     let moved = base.wrapping_offset(0x7f00_1234_5000);
     let moved_function = function.map(|f| KnownFunction {
         start: f.start.wrapping_offset(0x7f00_1234_5000),

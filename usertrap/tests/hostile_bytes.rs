@@ -77,7 +77,16 @@ fn arbitrary_windows_never_panic_and_plans_check_out() {
             let function = rng.pick(&[None, Some(KnownFunction { start, end })]);
             let occupied = [GuestRange::of_len(anywhere(&mut rng), rng.next() % 16)];
             let site_executed = rng.below(2) == 0;
-            let hints = Hints { site_executed, function, targets: &targets, occupied: &occupied };
+            let data = [anywhere(&mut rng)];
+            let targets_complete = rng.below(2) == 0;
+            let hints = Hints {
+                site_executed,
+                function,
+                targets: &targets,
+                targets_complete,
+                data: &data,
+                occupied: &occupied,
+            };
             match plan(&window, &hints) {
                 Ok(plan) => {
                     planned += 1;
@@ -104,6 +113,9 @@ fn plan_checks_out(plan: &Plan, window: &CodeWindow<'_>, hints: &Hints<'_>, code
         assert!(hints.occupied.iter().all(|o| !o.overlaps(range)), "{plan:?} overlaps another patch");
     }
     let head = plan.head();
+    for range in &used {
+        assert!(hints.data.iter().all(|d| !range.contains(*d)), "{plan:?} changes data");
+    }
     if let Tier::Padding { offset, .. } = plan.tier() {
         assert!((-126..=129).contains(offset));
         for target in hints.targets {

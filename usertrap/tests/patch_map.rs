@@ -262,10 +262,13 @@ fn padding_is_restored_only_when_nobody_can_be_there() {
         assert_eq!(guest.bytes[10..12], [0x0f, 0x05], "the site is restored at once");
         assert_eq!(guest.bytes[5], 0xe9, "a thread may stand here still");
         assert!(map.is_retired(made.trampoline.at().as_rip()));
+        assert!(map.is_retired(padding), "known until everyone has left");
+        assert_eq!(map.locate(padding), RipMeaning::Ours(GuestPosition::At(site)));
         guest.make_all(&done.when_left);
         assert_eq!(guest, original);
         assert!(map.reclaim(&mut memory).is_empty());
         assert!(memory.live.is_empty());
+        assert_eq!(map.locate(padding), RipMeaning::Guest);
     }
 }
 

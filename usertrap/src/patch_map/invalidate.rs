@@ -20,7 +20,8 @@ pub struct Invalidated {
     /// Sites that lost their patch, with the stores to make, in order.
     pub removals: Vec<Removal>,
     /// Stores to make after those, when no thread has an instruction pointer that
-    /// [`is_retired`](PatchMap::is_retired): padding that trampolines were reached by.
+    /// [`is_retired`](PatchMap::is_retired): padding that trampolines were reached by. Then, before anything else is
+    /// mapped there, [`reclaim`](PatchMap::reclaim).
     pub when_left: Vec<Step>,
 }
 
@@ -63,10 +64,13 @@ impl PatchMap {
         for placed in self.trampolines.values_mut().filter(|p| p.retired) {
             let Some(change) = placed.padding.take_if(|c| c.range().overlaps(&range)) else { continue };
             let undo = change.inverse();
-            self.paddings.remove(&change.addr);
             match loss {
+                // A thread may stand there until all have left: it is known as ours until then.
                 Loss::Restored => done.when_left.push(undo.plain()),
-                Loss::Unmapped => done.when_left.extend(undo.outside(range).iter().map(|c| c.plain())),
+                Loss::Unmapped => {
+                    self.paddings.remove(&change.addr);
+                    done.when_left.extend(undo.outside(range).iter().map(|c| c.plain()));
+                }
             }
         }
     }

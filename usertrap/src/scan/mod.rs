@@ -8,6 +8,7 @@ mod report;
 mod sweep;
 
 use image::{Code, Image};
+use sweep::Named;
 
 use crate::addr::{GuestAddr, GuestRange};
 use crate::patch_map::bytes_used;
@@ -66,7 +67,7 @@ pub enum GvisorRule {
 /// All sites of a file.
 pub struct Scan<'a> {
     image: Image<'a>,
-    targets: Vec<GuestAddr>,
+    named: Named,
     /// `syscall` instructions, by address: those that trusted decoding reaches, and those it cannot decide on.
     pub sites: Vec<ScannedSite>,
     /// Places with the bytes of a `syscall` that are proved not to be one.
@@ -92,8 +93,8 @@ pub fn scan(data: &[u8]) -> Result<Scan<'_>, ScanError> {
         .collect();
     let truncated = candidates.len() > MAX_CANDIDATES;
     candidates.truncate(MAX_CANDIDATES);
-    let targets = sweep::targets_near(&image, &candidates);
-    let mut scan = Scan { image, targets, sites: vec![], not_instructions: vec![], truncated };
+    let named = sweep::named_near(&image, &candidates);
+    let mut scan = Scan { image, named, sites: vec![], not_instructions: vec![], truncated };
     let mut occupied: Vec<GuestRange> = vec![];
     for site in candidates {
         match scan.site(site, &occupied) {
@@ -127,14 +128,21 @@ impl<'a> Scan<'a> {
         let function = self.image.function_of(site);
         let known = function.map(|f| f.known());
         let (window, code) = self.window(site, known)?;
-        let hints =
-            Hints { function: known, targets: self.targets_around(site), occupied, ..Hints::default() };
+        let hints = Hints {
+            function: known,
+            targets: around(&self.named.targets, site),
+            targets_complete: true,
+            data: around(&self.named.data, site),
+            occupied,
+            ..Hints::default()
+        };
         let result = plan(&window, &hints);
         if matches!(result, Err(Refusal::NotAnInstruction(_) | Refusal::NotSyscall)) {
             return None;
         }
         let file_offset = code.file_offset.saturating_add(code.addr.distance_to(site) as u64);
-        let name = function.and_then(|f| f.name).map(str::to_owned);
+        // A symbol without a size says where something begins, not what the site belongs to.
+        let name = function.filter(|f| f.end.is_some()).and_then(|f| f.name).map(str::to_owned);
         let gvisor = Self::gvisor_rule(&window, &hints);
         Some(ScannedSite { site, file_offset, function: name, result, gvisor, known })
     }
@@ -152,12 +160,6 @@ impl<'a> Scan<'a> {
         Some((CodeWindow::new(start, bytes, site).ok()?, code))
     }
 
-    fn targets_around(&self, site: GuestAddr) -> &[GuestAddr] {
-        let from = self.targets.partition_point(|t| *t < site.wrapping_offset(-(WINDOW_BEFORE as i64)));
-        let to = self.targets.partition_point(|t| *t < site.wrapping_offset(WINDOW_AFTER as i64));
-        self.targets.get(from..to).unwrap_or_default()
-    }
-
     fn gvisor_rule(window: &CodeWindow<'_>, hints: &Hints<'_>) -> GvisorRule {
         if window.get(-5, 1) != Some(&[0xb8]) {
             GvisorRule::NoMatch
@@ -173,4 +175,11 @@ impl<'a> Scan<'a> {
         let hints = Hints { function: site.known, ..Hints::default() };
         Some((window, probable_line(&window, &hints, before)))
     }
+}
+
+/// Those of the addresses (ascending) that a window around the site holds.
+fn around(addresses: &[GuestAddr], site: GuestAddr) -> &[GuestAddr] {
+    let from = addresses.partition_point(|t| *t < site.wrapping_offset(-(WINDOW_BEFORE as i64)));
+    let to = addresses.partition_point(|t| *t < site.wrapping_offset(WINDOW_AFTER as i64));
+    addresses.get(from..to).unwrap_or_default()
 }

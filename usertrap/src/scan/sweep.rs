@@ -1,6 +1,6 @@
 //! One pass over the code for everything that could be entered near a site.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 
 use super::image::{Code, Image};
 use crate::addr::GuestAddr;
@@ -8,23 +8,42 @@ use crate::addr::GuestAddr;
 /// Targets further than this from every `syscall` are of no interest, and are not kept.
 const NEAR: i64 = 256;
 
-/// Addresses near one of `candidates` (ascending) that a branch, a `lea`, a symbol or a relocation names. Ascending.
-pub(super) fn targets_near(image: &Image<'_>, candidates: &[GuestAddr]) -> Vec<GuestAddr> {
-    let near = |at: GuestAddr| {
-        let i = candidates.partition_point(|c| *c < at);
+/// What the code names near a site, ascending.
+#[derive(Default)]
+pub(super) struct Named {
+    /// What a branch, a `lea`, a symbol or a relocation names: it may be entered.
+    pub targets: Vec<GuestAddr>,
+    /// What other instructions name: it is data.
+    pub data: Vec<GuestAddr>,
+}
+
+/// Everything named near one of `candidates` (ascending).
+pub(super) fn named_near(image: &Image<'_>, candidates: &[GuestAddr]) -> Named {
+    let near = |at: &GuestAddr| {
+        let i = candidates.partition_point(|c| c < at);
         let around = [i.checked_sub(1), Some(i)];
         around.into_iter().flatten().filter_map(|i| candidates.get(i)).any(|c| {
-            let distance = c.distance_to(at);
+            let distance = c.distance_to(*at);
             (-NEAR..=NEAR).contains(&distance)
         })
     };
-    let mut found: Vec<GuestAddr> = image.named.iter().copied().filter(|at| near(*at)).collect();
+    let mut named = Named { targets: image.named.iter().copied().filter(near).collect(), data: vec![] };
     for code in &image.code {
-        sweep(code, image, |instr| found.extend(named_by(instr).filter(|at| near(*at))));
-        found.sort_unstable();
-        found.dedup();
+        sweep(code, image, |instr| {
+            let operand = instr.is_ip_rel_memory_operand().then(|| instr.ip_rel_memory_address());
+            let operand = operand.map(GuestAddr::new).filter(near);
+            match matches!(instr.op0_kind(), OpKind::NearBranch64) {
+                true => named.targets.extend(Some(GuestAddr::new(instr.near_branch64())).filter(near)),
+                false if instr.mnemonic() == Mnemonic::Lea => named.targets.extend(operand),
+                false => named.data.extend(operand),
+            }
+        });
+        for found in [&mut named.targets, &mut named.data] {
+            found.sort_unstable();
+            found.dedup();
+        }
     }
-    found
+    named
 }
 
 /// Decodes linearly; falls into step again at every known function start, and behind every invalid opcode.
@@ -50,10 +69,4 @@ fn sweep(code: &Code<'_>, image: &Image<'_>, mut visit: impl FnMut(&Instruction)
             decoder.set_ip(resume);
         }
     }
-}
-
-fn named_by(instr: &Instruction) -> impl Iterator<Item = GuestAddr> {
-    let branch = matches!(instr.op0_kind(), OpKind::NearBranch64).then(|| instr.near_branch64());
-    let operand = instr.is_ip_rel_memory_operand().then(|| instr.ip_rel_memory_address());
-    branch.into_iter().chain(operand).map(GuestAddr::new)
 }
