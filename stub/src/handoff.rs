@@ -9,7 +9,8 @@
 //!
 //! ```text
 //!   stub                                          supervisor
-//!   Publish      xchg state = event               Publish          xchg state = reply
+//!   Publish      store state = event              Publish          store state = reply
+//!   Barrier      full fence                       Barrier          full fence
 //!   LookAtPeer   load supervisor_sleeps           LookAtPeer       load stub_sleeps
 //!   Wake         futex wake state                 Wake             futex wake state
 //!   ReadSpin     load spin
@@ -30,7 +31,10 @@
 //! reads `state`. With a full barrier between store and load on both sides, at least one of the loads sees
 //! the other side's store: either the publisher wakes, or the sleeper does not sleep. `futex wait` compares
 //! atomically with respect to `futex wake`, so nothing slips in between the last look and the sleep.
-//! `xchg` is the barrier; a plain store would wait in the store buffer while the load overtakes it.
+//! Without the barrier the store would wait in the store buffer while the load overtakes it.
+//!
+//! The state is published by a store and a fence rather than by one `xchg`, for speed only: the other side spins on
+//! the line, and a locked instruction on it would first wait for the stores before it and then find the line stolen.
 //!
 //! **[`wire::SLEEP`]** replaces an event while the supervisor thinks about it. The stub puts the event back
 //! by compare-and-exchange, which fails if the real reply came meanwhile.
@@ -59,6 +63,8 @@ pub enum Access {
     Load(Word),
     /// A plain store: may become visible later than what follows it.
     Store(Word, u32),
+    /// A full barrier: nothing overtakes it.
+    Fence,
     /// An atomic exchange: a full barrier.
     Swap(Word, u32),
     /// An atomic compare-and-exchange (word, expected, new) that sees the old value: a full barrier.
@@ -78,6 +84,7 @@ pub enum Access {
 #[allow(missing_docs, reason = "the picture above names what each state does; the fields are wire values")]
 pub enum Stub {
     Publish { event: u32 },
+    Barrier { event: u32 },
     LookAtPeer { event: u32 },
     Wake { event: u32 },
     ReadSpin { event: u32 },
@@ -95,9 +102,10 @@ impl Stub {
     /// The access that this state makes; `None` when the hand-off is over.
     #[must_use]
     pub const fn access(self) -> Option<Access> {
-        use Access::{CompareExchange, FutexWait, FutexWake, Load, Store, Swap};
+        use Access::{CompareExchange, Fence, FutexWait, FutexWake, Load, Store, Swap};
         Some(match self {
-            Self::Publish { event } => Swap(Word::State, event),
+            Self::Publish { event } => Store(Word::State, event),
+            Self::Barrier { .. } => Fence,
             Self::LookAtPeer { .. } => Load(Word::SupervisorSleeps),
             Self::Wake { .. } => FutexWake(Word::State),
             Self::ReadSpin { .. } => Load(Word::Spin),
@@ -114,7 +122,8 @@ impl Stub {
     #[must_use]
     pub const fn next(self, seen: u32) -> Self {
         match self {
-            Self::Publish { event } => Self::LookAtPeer { event },
+            Self::Publish { event } => Self::Barrier { event },
+            Self::Barrier { event } => Self::LookAtPeer { event },
             Self::LookAtPeer { event } if seen != 0 => Self::Wake { event },
             Self::LookAtPeer { event } | Self::Wake { event } => Self::ReadSpin { event },
             Self::ReadSpin { event } => Self::Spin { event, left: seen },
@@ -143,6 +152,7 @@ impl Stub {
 #[allow(missing_docs, reason = "the picture above names what each state does; the fields are wire values")]
 pub enum Supervisor {
     Publish { reply: u32, spin: u32 },
+    Barrier { reply: u32, spin: u32 },
     LookAtPeer { reply: u32, spin: u32 },
     Wake { reply: u32, spin: u32 },
     Spin { reply: u32, left: u32 },
@@ -159,9 +169,10 @@ impl Supervisor {
     /// The access that this state makes; `None` when the hand-off is over.
     #[must_use]
     pub const fn access(self) -> Option<Access> {
-        use Access::{FutexWaitTwo, FutexWake, Kick, Load, Store, Swap};
+        use Access::{Fence, FutexWaitTwo, FutexWake, Kick, Load, Store, Swap};
         Some(match self {
-            Self::Publish { reply, .. } => Swap(Word::State, reply),
+            Self::Publish { reply, .. } => Store(Word::State, reply),
+            Self::Barrier { .. } => Fence,
             Self::LookAtPeer { .. } => Load(Word::StubSleeps),
             Self::Wake { .. } => FutexWake(Word::State),
             Self::Spin { .. } | Self::LookAgain { .. } => Load(Word::State),
@@ -181,7 +192,8 @@ impl Supervisor {
     #[must_use]
     pub const fn next(self, seen: u32) -> Self {
         match self {
-            Self::Publish { reply, spin } => Self::LookAtPeer { reply, spin },
+            Self::Publish { reply, spin } => Self::Barrier { reply, spin },
+            Self::Barrier { reply, spin } => Self::LookAtPeer { reply, spin },
             Self::LookAtPeer { reply, spin } if seen != 0 => Self::Wake { reply, spin },
             Self::LookAtPeer { reply, spin: 0 } | Self::Wake { reply, spin: 0 } => Self::Announce { reply },
             Self::LookAtPeer { reply, spin } | Self::Wake { reply, spin } => {

@@ -60,10 +60,10 @@ fn interrupts_reach_a_guest_wherever_it_is() {
 }
 
 #[test]
-fn plain_stores_in_place_of_exchanges_are_caught() {
+fn missing_barriers_are_caught() {
     let base = script(&[Op::Call, Op::Call]);
-    is_caught(Mutation::StubPublishesByPlainStore, &base);
-    is_caught(Mutation::SupervisorPublishesByPlainStore, &base);
+    is_caught(Mutation::StubPublishesWithoutBarrier, &base);
+    is_caught(Mutation::SupervisorPublishesWithoutBarrier, &base);
     is_caught(Mutation::StubAnnouncesByPlainStore, &base);
     is_caught(Mutation::SupervisorAnnouncesByPlainStore, &base);
     is_caught(Mutation::EventPutBackByPlainStore, &base);

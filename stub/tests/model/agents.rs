@@ -204,16 +204,15 @@ impl World {
                 let peer = self.memory.load(Side::Stub, index(Word::SupervisorSleeps));
                 world.guest = Guest::LookedEarly { event, peer };
             }
-            (Stub::Publish { event }, _, Mutation::StubPublishesByPlainStore) => {
-                world.memory.store(Side::Stub, index(Word::State), event);
+            (Stub::Barrier { .. }, _, Mutation::StubPublishesWithoutBarrier) => {
                 world.guest = Guest::HandsOff(stub.next(0));
             }
-            (Stub::Publish { event }, Access::Swap(..), Mutation::ArgumentsAfterPublish) => {
+            (Stub::Publish { event }, Access::Store(..), Mutation::ArgumentsAfterPublish) => {
                 if perform(&mut world.memory, Side::Stub, access).is_none() {
                     return;
                 }
                 world.memory.store(Side::Stub, PAYLOAD, 100 + self.op as u32);
-                world.guest = Guest::HandsOff(Stub::LookAtPeer { event });
+                world.guest = Guest::HandsOff(Stub::Barrier { event });
             }
             (Stub::Announce { .. }, _, Mutation::StubAnnouncesByPlainStore) => {
                 world.memory.store(Side::Stub, index(Word::StubSleeps), 1);
@@ -342,8 +341,7 @@ impl World {
                 let peer = self.memory.load(Side::Supervisor, index(Word::StubSleeps));
                 world.host = Host::LookedEarly { reply, peer };
             }
-            (Supervisor::Publish { reply, .. }, _, Mutation::SupervisorPublishesByPlainStore) => {
-                world.memory.store(Side::Supervisor, index(Word::State), reply);
+            (Supervisor::Barrier { .. }, _, Mutation::SupervisorPublishesWithoutBarrier) => {
                 world.host = Host::HandsOff(supervisor.next(0));
             }
             (Supervisor::Announce { .. }, _, Mutation::SupervisorAnnouncesByPlainStore) => {

@@ -17,8 +17,8 @@ use systrap_stub::handoff::{Access, Word};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mutation {
     None,
-    StubPublishesByPlainStore,
-    SupervisorPublishesByPlainStore,
+    StubPublishesWithoutBarrier,
+    SupervisorPublishesWithoutBarrier,
     StubLooksBeforePublishing,
     SupervisorLooksBeforePublishing,
     StubAnnouncesByPlainStore,
@@ -112,6 +112,7 @@ pub fn perform(memory: &mut Memory, side: Side, access: Access) -> Option<u32> {
             memory.store(side, index(word), value);
             Some(0)
         }
+        Access::Fence => memory.is_drained(side).then_some(0),
         Access::Swap(word, value) => memory.is_drained(side).then(|| {
             let old = memory.word(index(word));
             memory.set_word(index(word), value);
