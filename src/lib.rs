@@ -19,6 +19,7 @@ mod options;
 mod platform;
 mod registers;
 pub mod seccomp;
+pub mod sentry;
 mod shared;
 mod stats;
 mod subprocess;

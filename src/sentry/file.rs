@@ -1,0 +1,124 @@
+//! An open file of a guest (Linux's `struct file`): what descriptors refer to.
+
+use super::errno::Errno;
+use super::host;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, OnceLock};
+
+/// The type of a file, as far as reads, writes and waits treat types differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FileType {
+    /// A regular file or block device: transfers complete, nothing blocks for long.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A device that is always ready (`/dev/null`, `/dev/zero`, `/dev/urandom`).
+    ReadyDevice,
+    /// A pipe, terminal, socket, eventfd and the like: may block, may be short.
+    Stream,
+}
+
+/// A directory whose entries the sentry makes up; the host file behind it only answers `fstat`.
+#[derive(Debug)]
+pub(crate) struct VirtualDirectory {
+    /// Names with their `d_type`, taken when it was opened.
+    pub(crate) entries: Vec<(String, u8)>,
+    /// The next entry to return.
+    pub(crate) position: Mutex<usize>,
+    /// The path that stands for it, with which a relative path is completed.
+    pub(crate) path: &'static str,
+}
+
+/// An open file. Duplicated descriptors share it, and it closes with the last of them.
+#[derive(Debug)]
+pub(crate) struct File {
+    host: OwnedFd,
+    file_type: OnceLock<FileType>,
+    directory: Option<VirtualDirectory>,
+}
+
+impl File {
+    pub(crate) fn new(host: OwnedFd) -> Self {
+        Self { host, file_type: OnceLock::new(), directory: None }
+    }
+
+    /// A directory of the sentry's own.
+    pub(crate) fn virtual_directory(host: OwnedFd, directory: VirtualDirectory) -> Self {
+        Self { host, file_type: OnceLock::from(FileType::Directory), directory: Some(directory) }
+    }
+
+    pub(crate) fn directory(&self) -> Option<&VirtualDirectory> {
+        self.directory.as_ref()
+    }
+
+    /// The kind of file, asked of the host once.
+    pub(crate) fn file_type(&self) -> FileType {
+        *self.file_type.get_or_init(|| {
+            let mut stat = [0; 144];
+            if host::fstat(self.as_fd(), &mut stat).is_err() {
+                return FileType::Stream;
+            }
+            let stat = StatView(&stat);
+            match stat.mode() & libc::S_IFMT {
+                libc::S_IFREG | libc::S_IFBLK => FileType::Regular,
+                libc::S_IFDIR => FileType::Directory,
+                // Major 1 holds the memory devices; kmsg (11) is the one among them that blocks.
+                libc::S_IFCHR if libc::major(stat.rdev()) == 1 && libc::minor(stat.rdev()) != 11 => {
+                    FileType::ReadyDevice
+                }
+                _ => FileType::Stream,
+            }
+        })
+    }
+
+    /// `O_*` flags of the open file.
+    pub(crate) fn status_flags(&self) -> Result<i32, Errno> {
+        host::fcntl(self.as_fd(), libc::F_GETFL, 0).map(|flags| flags as i32)
+    }
+
+    /// The path of the host's own view of this descriptor.
+    pub(crate) fn host_proc_path(&self) -> String {
+        format!("/proc/self/fd/{}", self.host.as_raw_fd())
+    }
+}
+
+impl AsFd for File {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.host.as_fd()
+    }
+}
+
+/// The fields of a `struct stat` that the sentry itself looks at.
+pub(crate) struct StatView<'a>(pub(crate) &'a [u8; 144]);
+
+impl StatView<'_> {
+    fn word(&self, offset: usize) -> u64 {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&self.0[offset..offset + 8]);
+        u64::from_ne_bytes(bytes)
+    }
+
+    pub(crate) fn device(&self) -> u64 {
+        self.word(std::mem::offset_of!(libc::stat, st_dev))
+    }
+
+    pub(crate) fn inode(&self) -> u64 {
+        self.word(std::mem::offset_of!(libc::stat, st_ino))
+    }
+
+    pub(crate) fn links(&self) -> u64 {
+        self.word(std::mem::offset_of!(libc::stat, st_nlink))
+    }
+
+    pub(crate) fn rdev(&self) -> u64 {
+        self.word(std::mem::offset_of!(libc::stat, st_rdev))
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.word(std::mem::offset_of!(libc::stat, st_size))
+    }
+
+    pub(crate) fn mode(&self) -> u32 {
+        self.word(std::mem::offset_of!(libc::stat, st_mode)) as u32
+    }
+}
