@@ -3,7 +3,7 @@
 use super::errno::Errno;
 use super::host;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// The type of a file, as far as reads, writes and waits treat types differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +27,35 @@ pub(crate) struct VirtualDirectory {
     pub(crate) position: Mutex<usize>,
     /// The path that stands for it, with which a relative path is completed.
     pub(crate) path: &'static str,
+}
+
+impl VirtualDirectory {
+    /// `lseek` to the start.
+    pub(crate) fn rewind(&self) {
+        *self.position.lock().unwrap_or_else(PoisonError::into_inner) = 0;
+    }
+
+    /// Fills a buffer with `struct linux_dirent64` records; `EINVAL` if not even one fits.
+    pub(crate) fn read_entries(&self, buf: &mut [u8]) -> Result<usize, Errno> {
+        const NAME: usize = 19; // ino, off, reclen, type
+        let mut position = self.position.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut filled = 0;
+        while let Some((name, kind)) = self.entries.get(*position) {
+            let len = (NAME + name.len() + 1).next_multiple_of(8);
+            let Some(record) = buf.get_mut(filled..filled + len) else {
+                return if filled == 0 { Err(Errno::EINVAL) } else { Ok(filled) };
+            };
+            record.fill(0);
+            *position += 1;
+            record[..8].copy_from_slice(&(*position as u64).to_ne_bytes()); // any inode number but zero
+            record[8..16].copy_from_slice(&(*position as u64).to_ne_bytes());
+            record[16..18].copy_from_slice(&(len as u16).to_ne_bytes());
+            record[18] = *kind;
+            record[NAME..NAME + name.len()].copy_from_slice(name.as_bytes());
+            filled += len;
+        }
+        Ok(filled)
+    }
 }
 
 /// An open file. Duplicated descriptors share it, and it closes with the last of them.

@@ -135,13 +135,13 @@ host_calls! {
     membarrier(command: i32, flags: u32, cpu: i32) = SYS_membarrier;
     umask(mask: u32) = SYS_umask;
     unshare(flags: i32) = SYS_unshare;
-    ppoll_now(fds: &mut [libc::pollfd], timeout: &[u8; 16], mask: usize) = SYS_ppoll;
+    poll_now(fds: &mut [libc::pollfd], timeout_ms: i32) = SYS_poll;
 }
 
 waiting_calls! {
     wait_read(fd: Fd<'_>, buf: &mut [u8]) = SYS_read;
     wait_write(fd: Fd<'_>, buf: &[u8]) = SYS_write;
-    wait_ppoll(fds: &mut [libc::pollfd], timeout: Option<&[u8; 16]>, mask: usize) = SYS_ppoll;
+    wait_ppoll(fds: &mut [libc::pollfd], timeout: Option<&mut [u8; 16]>, mask: usize) = SYS_ppoll;
     wait_nanosleep(clock: i32, flags: i32, request: &[u8; 16], remaining: Option<&mut [u8; 16]>) = SYS_clock_nanosleep;
     wait_flock(fd: Fd<'_>, operation: i32) = SYS_flock;
     wait_fcntl_lock(fd: Fd<'_>, command: i32, lock: &mut [u8; 32]) = SYS_fcntl;
