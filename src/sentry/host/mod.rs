@@ -17,7 +17,7 @@ mod interruptible;
 mod process;
 
 pub(crate) use calls::*;
-pub(crate) use interruptible::{Attention, install_kick_handler, kick, kick_signal};
+pub(crate) use interruptible::{Attention, install_kick_handler, kick};
 pub(crate) use process::*;
 
 use super::errno::Errno;

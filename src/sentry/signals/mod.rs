@@ -8,7 +8,7 @@ mod pending;
 mod siginfo;
 
 pub(crate) use actions::{Actions, DefaultAction, Disposition};
-pub(crate) use incoming::{FORWARDED, Incoming};
+pub(crate) use incoming::Incoming;
 pub(crate) use pending::{Pending, SignalInbox};
 pub(crate) use siginfo::SigInfo;
 
