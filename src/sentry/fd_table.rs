@@ -119,6 +119,14 @@ impl FdTable {
         self.slots.iter().zip(0..).filter_map(|(slot, number)| slot.as_ref().map(|_| number))
     }
 
+    /// How many descriptors the kernel's table of this size has room for (fs/file.c `alloc_fdtable`): `select`
+    /// looks at no more of them.
+    pub(crate) fn room(&self) -> usize {
+        const EMBEDDED: usize = 64;
+        const STEP: usize = 128;
+        if self.slots.len() <= EMBEDDED { EMBEDDED } else { (self.slots.len() / STEP + 1).next_power_of_two() * STEP }
+    }
+
     /// Closes, or marks close-on-exec, every descriptor in an inclusive range (`close_range`).
     pub(crate) fn close_range(&mut self, first: u32, last: u32, only_mark: bool) {
         let affected: Vec<i32> =

@@ -18,39 +18,47 @@ pub(crate) enum FileType {
     Stream,
 }
 
-/// A directory whose entries the sentry makes up; the host file behind it only answers `fstat`.
+/// A directory of the guest's descriptors, whose entries the sentry makes up; the host file behind it only answers
+/// `fstat`.
 #[derive(Debug)]
 pub(crate) struct VirtualDirectory {
-    /// Names with their `d_type`, taken when it was opened.
-    pub(crate) entries: Vec<(String, u8)>,
-    /// The next entry to return.
-    pub(crate) position: Mutex<usize>,
+    /// Where the next read goes on: 0 and 1 are the dots, the descriptors follow with their numbers.
+    position: Mutex<u64>,
     /// The path that stands for it, with which a relative path is completed.
     pub(crate) path: &'static str,
 }
 
 impl VirtualDirectory {
+    pub(crate) fn new(path: &'static str) -> Self {
+        Self { position: Mutex::new(0), path }
+    }
+
     /// `lseek` to the start.
     pub(crate) fn rewind(&self) {
         *self.position.lock().unwrap_or_else(PoisonError::into_inner) = 0;
     }
 
     /// Fills a buffer with `struct linux_dirent64` records; `EINVAL` if not even one fits.
-    pub(crate) fn read_entries(&self, buf: &mut [u8]) -> Result<usize, Errno> {
+    pub(crate) fn read_entries(&self, descriptors: &[i32], buf: &mut [u8]) -> Result<usize, Errno> {
         const NAME: usize = 19; // ino, off, reclen, type
         let mut position = self.position.lock().unwrap_or_else(PoisonError::into_inner);
+        let dots = [(0, ".".to_owned(), libc::DT_DIR), (1, "..".to_owned(), libc::DT_DIR)];
+        let numbers = descriptors.iter().map(|fd| (*fd as u64 + 2, fd.to_string(), libc::DT_LNK));
         let mut filled = 0;
-        while let Some((name, kind)) = self.entries.get(*position) {
+        for (at, name, kind) in dots.into_iter().chain(numbers) {
+            if at < *position {
+                continue;
+            }
             let len = (NAME + name.len() + 1).next_multiple_of(8);
             let Some(record) = buf.get_mut(filled..filled + len) else {
                 return if filled == 0 { Err(Errno::EINVAL) } else { Ok(filled) };
             };
+            *position = at + 1;
             record.fill(0);
-            *position += 1;
-            record[..8].copy_from_slice(&(*position as u64).to_ne_bytes()); // any inode number but zero
-            record[8..16].copy_from_slice(&(*position as u64).to_ne_bytes());
+            record[..8].copy_from_slice(&(*position).to_ne_bytes()); // any inode number but zero
+            record[8..16].copy_from_slice(&(*position).to_ne_bytes());
             record[16..18].copy_from_slice(&(len as u16).to_ne_bytes());
-            record[18] = *kind;
+            record[18] = kind;
             record[NAME..NAME + name.len()].copy_from_slice(name.as_bytes());
             filled += len;
         }
@@ -98,11 +106,6 @@ impl File {
                 _ => FileType::Stream,
             }
         })
-    }
-
-    /// `O_*` flags of the open file.
-    pub(crate) fn status_flags(&self) -> Result<i32, Errno> {
-        host::fcntl(self.as_fd(), libc::F_GETFL, 0).map(|flags| flags as i32)
     }
 
     /// The path of the host's own view of this descriptor.

@@ -11,7 +11,6 @@ use super::task::Task;
 use std::ffi::{CStr, CString};
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::sync::Mutex;
 
 /// A path that the sentry answers itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,13 +115,7 @@ impl Task {
             Special::FdDirectory => {
                 let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
                 let directory = host::openat(self.directory(libc::AT_FDCWD)?.as_fd(), c"/proc/self/fd", flags, 0)?;
-                let entries = [".", ".."]
-                    .into_iter()
-                    .map(|name| (name.to_owned(), libc::DT_DIR))
-                    .chain(self.process.files().numbers().map(|fd| (fd.to_string(), libc::DT_LNK)))
-                    .collect();
-                let virtual_directory = VirtualDirectory { entries, position: Mutex::new(0), path: FD_DIRECTORY };
-                Ok(Some(File::virtual_directory(directory, virtual_directory)))
+                Ok(Some(File::virtual_directory(directory, VirtualDirectory::new(FD_DIRECTORY))))
             }
             Special::Executable | Special::Descriptor(..) => Ok(None),
         }

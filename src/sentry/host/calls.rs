@@ -115,7 +115,6 @@ host_calls! {
     getsid(pid: i32) = SYS_getsid;
     setsid() = SYS_setsid;
     kill(pid: i32, signo: i32) = SYS_kill;
-    tgkill(pid: i32, tid: i32, signo: i32) = SYS_tgkill;
     uname(utsname: &mut [u8; 390]) = SYS_uname;
     sysinfo(info: &mut [u8; 112]) = SYS_sysinfo;
     getrandom(buf: &mut [u8], flags: u32) = SYS_getrandom;

@@ -79,10 +79,8 @@ pub(crate) fn kick_signal() -> i32 {
 
 extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let start = systrap_sentry_wait as *const () as usize;
-    // SAFETY: only the addresses of the labels are taken.
-    let (end, interrupted) = unsafe {
-        (&raw const systrap_sentry_wait_end as usize, &raw const systrap_sentry_wait_interrupted as usize)
-    };
+    let end = &raw const systrap_sentry_wait_end as usize;
+    let interrupted = &raw const systrap_sentry_wait_interrupted as usize;
     // SAFETY: with SA_SIGINFO the third argument is the ucontext of the interrupted thread, ours until we return.
     let rip = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize] };
     if (start..end).contains(&(*rip as usize)) {

@@ -1,6 +1,6 @@
 //! What the sentry asks of its own process: inherited descriptors, signal masks and dispositions, the auxiliary vector.
 
-use super::{Errno, dup_cloexec, owned};
+use super::{Errno, dup_cloexec};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// A close-on-exec duplicate of a descriptor that this process was started with; `None` if there is none of that
@@ -67,13 +67,6 @@ pub(crate) fn block_signals(signals: &[i32]) {
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
 }
 
-/// Unblocks the signals in the calling thread.
-pub(crate) fn unblock_signals(signals: &[i32]) {
-    let set = signal_set(signals);
-    // SAFETY: both sets are valid or null.
-    unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut()) };
-}
-
 /// Waits for one of the (blocked) signals and returns the kernel's `siginfo_t` as bytes.
 pub(crate) fn wait_for_signal(signals: &[i32]) -> Result<[u8; 128], Errno> {
     let set = signal_set(signals);
@@ -104,9 +97,4 @@ pub(crate) fn enabled_xfeatures() -> u64 {
 fn xgetbv() -> u64 {
     // SAFETY: register 0 exists wherever XGETBV does.
     unsafe { std::arch::x86_64::_xgetbv(0) }
-}
-
-/// A descriptor number that a host call returned, as an owned descriptor.
-pub(crate) fn adopt(fd: usize) -> OwnedFd {
-    owned(fd)
 }

@@ -58,11 +58,6 @@ impl Mm {
         state.brk_start = start;
         state.brk = start;
     }
-
-    /// Bytes mapped, for limits and `/proc`.
-    pub(crate) fn mapped_bytes(&self) -> u64 {
-        self.state().map.mapped_bytes()
-    }
 }
 
 /// Rounds up to a page boundary; `None` past the end.

@@ -114,7 +114,8 @@ pub(crate) struct AltStack {
 pub(crate) const SS_AUTODISARM: i32 = 1 << 31;
 
 impl AltStack {
-    pub(crate) const DISABLED: AltStack = AltStack { sp: 0, size: 0, flags: libc::SS_DISABLE };
+    /// None: its size is what says so, the flags stay as `sigaltstack` set them.
+    pub(crate) const DISABLED: AltStack = AltStack { sp: 0, size: 0, flags: 0 };
 
     /// Whether a stack pointer lies on this stack (`on_sig_stack`).
     pub(crate) fn is_active(self, sp: u64) -> bool {

@@ -3,7 +3,7 @@
 use super::SysResult;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
-use crate::sentry::guest_memory::{GuestMemory as _, GuestMemoryExt as _};
+use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::task::Task;
 use zerocopy::IntoBytes as _;

@@ -4,7 +4,6 @@ use super::SysResult;
 use super::args::{Fd, Hex, IoctlRequest};
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
-use crate::sentry::guest_memory::GuestMemory as _;
 use crate::sentry::host;
 use crate::sentry::task::Task;
 use std::os::fd::AsFd as _;

@@ -4,7 +4,6 @@ use super::SysResult;
 use super::args::{Fd, Hex, MapFlags, MemoryAdvice, Protections, RemapFlags, SyncFlags};
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
-use crate::sentry::guest_memory::GuestMemory as _;
 use crate::sentry::memory::MapRequest;
 use crate::sentry::task::Task;
 

@@ -11,7 +11,6 @@ use crate::sentry::procfs;
 use crate::sentry::task::Task;
 use std::ffi::CString;
 use std::sync::Arc;
-use zerocopy::IntoBytes as _;
 
 /// `open_how`, version 0.
 type OpenHow = [u64; 3];
@@ -173,6 +172,6 @@ pub(super) fn getcwd(task: &mut Task, buf: super::args::OutBytes, size: usize) -
     if bytes.len() > size {
         return Err(Errno::ERANGE);
     }
-    crate::sentry::guest_memory::GuestMemory::write(task.memory(), buf.0, bytes.as_bytes())?;
+    task.memory().write(buf.0, &bytes)?;
     Ok(bytes.len() as i64)
 }

@@ -5,7 +5,7 @@ use super::args::{AccessMode, AtFlags, DirFd, Fd, Hex, Mode, OptionalPath, OutBy
 use crate::GuestAddr;
 use crate::sentry::abi::{Timespec, Timeval};
 use crate::sentry::errno::Errno;
-use crate::sentry::guest_memory::{GuestMemory as _, GuestMemoryExt as _};
+use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::task::Task;
 use std::os::fd::AsFd as _;

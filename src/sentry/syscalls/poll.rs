@@ -6,7 +6,7 @@ use crate::GuestAddr;
 use crate::sentry::abi::{Pollfd, Timespec, Timeval};
 use crate::sentry::errno::Errno;
 use crate::sentry::file::File;
-use crate::sentry::guest_memory::{GuestMemory as _, GuestMemoryExt as _};
+use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::signals::SignalSet;
 use crate::sentry::task::Task;
@@ -147,7 +147,7 @@ const EXCEPT_SET: i16 = libc::POLLPRI;
 
 fn select_files(task: &mut Task, count: i32, sets: [GuestAddr; 3], timeout: Timeout) -> (SysResult, Duration) {
     let count = match usize::try_from(count) {
-        Ok(count) => count.min(task.process.limits().descriptors()),
+        Ok(count) => count.min(task.process.files().room()),
         Err(_) => return (Err(Errno::EINVAL), Duration::ZERO),
     };
     let read = || -> Result<[FdSet; 3], Errno> {

@@ -5,7 +5,7 @@ use super::args::{ArchPrctl, Hex, Path, WaitOptions};
 use crate::GuestAddr;
 use crate::sentry::abi::Timespec;
 use crate::sentry::errno::Errno;
-use crate::sentry::guest_memory::{GuestMemory as _, GuestMemoryExt as _};
+use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::task::{ExitStatus, Task};
 

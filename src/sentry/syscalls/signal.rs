@@ -77,7 +77,7 @@ pub(super) fn rt_sigpending(task: &mut Task, set: GuestAddr, size: usize) -> Sys
     }
     let pending = task.signals.pending.set().union(task.process.inbox.pending().set());
     let blocked = pending.0 & task.signals.mask.0;
-    crate::sentry::guest_memory::GuestMemory::write(task.memory(), set, &blocked.to_ne_bytes()[..size])?;
+    task.memory().write(set, &blocked.to_ne_bytes()[..size])?;
     Ok(0)
 }
 

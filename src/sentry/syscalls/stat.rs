@@ -4,7 +4,7 @@ use super::SysResult;
 use super::args::{AtFlags, DirFd, Fd, Hex, OutStat, Path};
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
-use crate::sentry::guest_memory::{GuestMemory as _, GuestMemoryExt as _};
+use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::task::Task;
 use std::os::fd::AsFd as _;
@@ -55,7 +55,10 @@ pub(super) fn getdents64(task: &mut Task, fd: Fd, buf: GuestAddr, size: u32) -> 
     let file = task.file(fd.0)?;
     let mut bytes = vec![0; (size as usize).min(ENTRIES_MAX)];
     let len = match file.directory() {
-        Some(directory) => directory.read_entries(&mut bytes)?,
+        Some(directory) => {
+            let descriptors: Vec<i32> = task.process.files().numbers().collect();
+            directory.read_entries(&descriptors, &mut bytes)?
+        }
         None => host::getdents64(file.as_fd(), &mut bytes[..])?,
     };
     task.memory().write(buf, &bytes[..len])?;

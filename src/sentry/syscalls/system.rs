@@ -5,7 +5,7 @@ use super::args::{OutBytes, RandomFlags, Resource};
 use crate::GuestAddr;
 use crate::sentry::abi::{Rlimit, Timeval};
 use crate::sentry::errno::Errno;
-use crate::sentry::guest_memory::{GuestMemory as _, GuestMemoryExt as _};
+use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::task::Task;
 use zerocopy::IntoBytes as _;
@@ -37,7 +37,7 @@ pub(super) fn getrandom(task: &mut Task, buf: OutBytes, count: usize, flags: Ran
         let to = buf.0.checked_add(done as u64).ok_or(Errno::EFAULT)?;
         match task.memory().write(to, &bytes[..len]) {
             Ok(()) => done += len,
-            Err(_) if done > 0 => return Ok(done as i64),
+            Err(stopped) if done + stopped.copied > 0 => return Ok((done + stopped.copied) as i64),
             Err(stopped) => return Err(stopped.into()),
         }
         if done == count || len == 0 {

@@ -155,7 +155,11 @@ fn write_through(
 ) -> SysResult {
     let mut total = 0_usize;
     loop {
-        let wanted = segments.left().min(CHUNK);
+        // The odd part first: how a pipe fills its pages depends on the length modulo the page size.
+        let wanted = match segments.left() {
+            left if left <= CHUNK => left,
+            left => (left - 1) % CHUNK + 1,
+        };
         let copied = segments.copy_in(task.memory(), &mut buffer[..wanted]);
         if copied == 0 && wanted > 0 {
             return if total > 0 { Ok(total as i64) } else { Err(Errno::EFAULT) };

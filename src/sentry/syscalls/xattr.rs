@@ -3,7 +3,6 @@
 use super::SysResult;
 use super::args::{Fd, InBytes, OutBytes, Path};
 use crate::sentry::errno::Errno;
-use crate::sentry::guest_memory::GuestMemory as _;
 use crate::sentry::host;
 use crate::sentry::task::Task;
 use std::ffi::CStr;
