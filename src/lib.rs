@@ -20,6 +20,7 @@ mod patching;
 mod platform;
 mod registers;
 pub mod seccomp;
+pub mod sentry;
 mod shared;
 mod stats;
 mod subprocess;

@@ -1,0 +1,65 @@
+//! What `--stats` and `--stats-json` say.
+
+use std::fmt::Write as _;
+use systrap::sentry::Outcome;
+
+/// The figures of one run.
+pub struct Figures<'a> {
+    outcome: &'a Outcome,
+}
+
+impl<'a> Figures<'a> {
+    /// The figures of a guest that has ended.
+    pub fn new(outcome: &'a Outcome) -> Self {
+        Self { outcome }
+    }
+
+    fn calls(&self) -> u64 {
+        self.outcome.counts.trapped + self.outcome.counts.patched + self.outcome.platform.answered
+    }
+
+    /// One JSON object.
+    pub fn json(&self) -> serde_json::Value {
+        let counts = &self.outcome.counts;
+        let by_name: serde_json::Map<String, serde_json::Value> =
+            counts.by_name.iter().map(|(name, count)| (name.clone(), (*count).into())).collect();
+        serde_json::json!({
+            "calls": self.calls(),
+            "trapped": counts.trapped,
+            "patched": counts.patched,
+            "answered": self.outcome.platform.answered,
+            "sites": counts.sites,
+            "sites_patched": self.outcome.platform.sites_patched,
+            "unimplemented": counts.unimplemented,
+            "by_name": by_name,
+            "wall_time_seconds": self.outcome.wall_time.as_secs_f64(),
+        })
+    }
+
+    /// A table for people.
+    pub fn table(&self) -> String {
+        let counts = &self.outcome.counts;
+        let mut text = format!("{:>12}  call\n", "count");
+        for (name, count) in &counts.by_name {
+            let note = if counts.unimplemented.contains_key(name) { "  (not implemented)" } else { "" };
+            let _ = writeln!(text, "{count:>12}  {name}{note}");
+        }
+        let platform = &self.outcome.platform;
+        let _ = writeln!(
+            text,
+            "{:>12}  in all: {} trapped, {} patched, {} answered in the stub (the guest's claim)",
+            self.calls(),
+            counts.trapped,
+            counts.patched,
+            platform.answered,
+        );
+        let _ = writeln!(
+            text,
+            "{:>12}  sites, {} of them patched; {:.3} s",
+            counts.sites,
+            platform.sites_patched,
+            self.outcome.wall_time.as_secs_f64(),
+        );
+        text
+    }
+}

@@ -1,0 +1,137 @@
+//! Starting a program: the first one of a guest, and `execve` in place.
+
+use super::abi::PATH_MAX;
+use super::errno::Errno;
+use super::guest_memory::GuestMemoryExt as _;
+use super::host;
+use super::loader::{Image, LoadError, Program};
+use super::memory::{Layout, Mm};
+use super::process::ProgramInfo;
+use super::procfs;
+use super::signals::AltStack;
+use super::syscalls::args::Path;
+use super::task::{AfterCall, Task};
+use crate::{Context, Error, GuestAddr, PAGE_SIZE, Systrap};
+use std::ffi::CString;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+/// A program in an address space of its own, with a context that stands at its first instruction.
+pub(crate) struct Started {
+    pub(crate) mm: Arc<Mm>,
+    pub(crate) context: Context,
+    pub(crate) image: Image,
+}
+
+/// Why a program could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Platform(#[from] Error),
+}
+
+/// Loads a program into a new address space.
+pub(crate) fn start(platform: &Systrap, program: &Program, stack_limit: u64) -> Result<Started, StartError> {
+    /// Interrupts enabled and the bit that is always set.
+    const INITIAL_FLAGS: u64 = 0x202;
+    let bottom = platform.min_user_address().raw();
+    let layout = Layout::random(bottom, platform.max_user_address().raw(), stack_limit);
+    let mm = Arc::new(Mm::new(platform.new_address_space()?, layout));
+    let image = program.load(&mm, platform.vdso())?;
+    let mut context = platform.new_context()?;
+    let registers = context.registers_mut();
+    registers.rip = image.entry.raw();
+    registers.rsp = image.stack_pointer.raw();
+    registers.rflags = INITIAL_FLAGS;
+    Ok(Started { mm, context, image })
+}
+
+/// The most arguments of one `execve`.
+const MOST_STRINGS: usize = 1 << 18;
+/// The most bytes of arguments that are read before the loader's own limit applies.
+const MOST_BYTES: usize = 4 << 20;
+/// The longest single string.
+const LONGEST_STRING: usize = 32 * PAGE_SIZE as usize;
+
+impl Task {
+    /// Reads a null-terminated array of strings.
+    fn read_strings(&self, array: GuestAddr) -> Result<Vec<CString>, Errno> {
+        let mut strings = Vec::new();
+        let mut total = 0;
+        if array == GuestAddr::NULL {
+            return Ok(strings);
+        }
+        loop {
+            let slot = array.checked_add(8 * strings.len() as u64).ok_or(Errno::EFAULT)?;
+            let pointer: u64 = self.memory().read_object(slot)?;
+            if pointer == 0 {
+                return Ok(strings);
+            }
+            let string = self.memory().read_string(GuestAddr::new(pointer), LONGEST_STRING, Errno::E2BIG)?;
+            total += string.as_bytes().len();
+            strings.push(string);
+            if strings.len() > MOST_STRINGS || total > MOST_BYTES {
+                return Err(Errno::E2BIG);
+            }
+        }
+    }
+
+    /// `execve`: replaces the program in place. Until the new one is loaded nothing has changed.
+    pub(super) fn execute(
+        &mut self, dirfd: i32, path: &Path, argv: GuestAddr, envp: GuestAddr, flags: i32,
+    ) -> Result<i64, Errno> {
+        if flags & !(libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if path.0.as_bytes().len() >= PATH_MAX {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let by_descriptor = path.0.is_empty() && flags & libc::AT_EMPTY_PATH != 0;
+        let name = if by_descriptor {
+            CString::new(self.file(dirfd)?.host_proc_path()).map_err(|_| Errno::EINVAL)?
+        } else {
+            match procfs::recognise(path.0.as_bytes(), self.process.pid) {
+                Some(special) => self.host_path(special, true)?,
+                None => path.0.clone(),
+            }
+        };
+        let directory = self.directory(if by_descriptor { libc::AT_FDCWD } else { dirfd })?;
+        let (argv, envp) = (self.read_strings(argv)?, self.read_strings(envp)?);
+        let program = Program::open(directory.as_fd(), &name, argv, envp).map_err(|error| error.errno())?;
+        let stack_limit = self.process.limits().stack();
+        let platform = self.process.platform.clone();
+        let started = start(&platform, &program, stack_limit).map_err(|error| match error {
+            StartError::Load(error) => error.errno(),
+            StartError::Platform(_) => Errno::ENOMEM,
+        })?;
+        self.context = started.context;
+        self.mm = started.mm;
+        self.process.files().close_on_exec();
+        let mut actions = self.process.actions();
+        *actions = actions.after_exec();
+        drop(actions);
+        self.signals.stack = AltStack::DISABLED;
+        self.set_name(program.command_name());
+        *self.process.program() =
+            ProgramInfo { executable: program.executable().to_owned(), image: started.image };
+        self.process.inbox.attach(host::gettid(), self.context.interrupter());
+        self.after_call = AfterCall::Replaced;
+        Ok(0)
+    }
+
+    /// Sets the name that `prctl` and `/proc` show, cut to 15 bytes.
+    pub(super) fn set_name(&mut self, name: &[u8]) {
+        self.name = [0; 16];
+        let len = name.len().min(15);
+        self.name[..len].copy_from_slice(&name[..len]);
+    }
+}
+
+/// The working directory of the supervisor, as a descriptor for the guest.
+pub(crate) fn working_directory() -> Result<std::os::fd::OwnedFd, Errno> {
+    let root = std::fs::File::open("/")?;
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    host::openat(root.as_fd(), c"/proc/self/cwd", flags, 0)
+}

@@ -1,0 +1,12 @@
+//! What path calls depend on: working directory and file mode mask (Linux's `struct fs_struct`).
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// The working directory is a host descriptor: every path call is made relative to it, so that the supervisor's own
+/// working directory plays no part.
+#[derive(Debug, Clone)]
+pub(crate) struct FsContext {
+    pub(crate) cwd: Arc<OwnedFd>,
+    pub(crate) umask: u32,
+}

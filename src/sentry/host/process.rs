@@ -1,0 +1,100 @@
+//! What the sentry asks of its own process: inherited descriptors, signal masks and dispositions, the auxiliary vector.
+
+use super::{Errno, dup_cloexec};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// A close-on-exec duplicate of a descriptor that this process was started with; `None` if there is none of that
+/// number.
+pub(crate) fn duplicate_inherited(number: i32) -> Option<OwnedFd> {
+    if number < 0 {
+        return None;
+    }
+    // SAFETY: borrowed for the one call; if the number is not open, the call says EBADF.
+    dup_cloexec(unsafe { BorrowedFd::borrow_raw(number) }, libc::F_DUPFD_CLOEXEC, 0).ok()
+}
+
+/// The descriptors that this process would hand to a program it executes: open and not close-on-exec.
+pub(crate) fn inheritable_descriptors() -> Vec<i32> {
+    let Ok(dir) = std::fs::read_dir("/proc/self/fd") else { return vec![0, 1, 2] };
+    let mut numbers: Vec<i32> =
+        dir.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    numbers.retain(|&number| {
+        // SAFETY: F_GETFD takes and changes nothing; a number that is no longer open gives an error.
+        let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+        flags >= 0 && flags & libc::FD_CLOEXEC == 0
+    });
+    numbers.sort_unstable();
+    numbers
+}
+
+/// One entry of the supervisor's own auxiliary vector (getauxval(3)), 0 when absent.
+pub(crate) fn auxiliary_value(kind: u64) -> u64 {
+    // SAFETY: getauxval has no preconditions.
+    unsafe { libc::getauxval(kind) }
+}
+
+/// Clock ticks a second, as `times(2)` counts them.
+pub(crate) fn ticks_per_second() -> u64 {
+    // SAFETY: sysconf has no preconditions.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100)
+}
+
+/// Whether this process ignores the signal (an inherited disposition that a program it runs inherits too).
+pub(crate) fn is_ignored(signo: i32) -> bool {
+    // SAFETY: with a null new action sigaction only writes the old one, for which zeroes are valid.
+    unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signo, std::ptr::null(), &mut old) == 0 && old.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+fn signal_set(signals: &[i32]) -> libc::sigset_t {
+    // SAFETY: sigemptyset initialises the set; sigaddset refuses numbers that are not signals.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for &signo in signals {
+            libc::sigaddset(&mut set, signo);
+        }
+        set
+    }
+}
+
+/// Blocks the signals in the calling thread; threads made later inherit that.
+pub(crate) fn block_signals(signals: &[i32]) {
+    let set = signal_set(signals);
+    // SAFETY: both sets are valid or null.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
+}
+
+/// Waits for one of the (blocked) signals and returns the kernel's `siginfo_t` as bytes.
+pub(crate) fn wait_for_signal(signals: &[i32]) -> Result<[u8; 128], Errno> {
+    let set = signal_set(signals);
+    let mut info = [0_u64; 16];
+    const _: () = assert!(size_of::<libc::siginfo_t>() == 128, "the array holds a siginfo_t");
+    // SAFETY: the array is aligned for and as large as a siginfo_t.
+    let signo = unsafe { libc::sigwaitinfo(&set, info.as_mut_ptr().cast()) };
+    if signo < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    let mut bytes = [0; 128];
+    for (chunk, word) in bytes.chunks_exact_mut(8).zip(info) {
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ok(bytes)
+}
+
+/// The features that the CPU and the kernel have enabled for user programs (XCR0).
+pub(crate) fn enabled_xfeatures() -> u64 {
+    if !std::arch::is_x86_feature_detected!("xsave") {
+        return 3;
+    }
+    // SAFETY: XSAVE is there and enabled by the kernel (that is what the detection says), so XGETBV is.
+    unsafe { xgetbv() }
+}
+
+#[target_feature(enable = "xsave")]
+fn xgetbv() -> u64 {
+    // SAFETY: register 0 exists wherever XGETBV does.
+    unsafe { std::arch::x86_64::_xgetbv(0) }
+}

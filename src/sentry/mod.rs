@@ -1,0 +1,34 @@
+//! A Linux personality on top of the platform: what makes `systrap run` run programs.
+//!
+//! The sentry keeps for itself what makes a process (descriptors, memory map, signals, identity) and has the host do
+//! what the host does well (files, pipes, terminals, clocks) on the guest's behalf. [`Guest`] runs one program.
+//!
+//! Where to look: [`run`](self) drives a task; `syscalls` has the table and one module per family of calls;
+//! `loader` and `exec` start programs; `memory`, `fd_table`, `signals` are what a process owns; `host` is the list
+//! of host calls.
+#![deny(unsafe_code)]
+
+mod abi;
+mod errno;
+mod exec;
+mod fd_table;
+mod file;
+mod fs_context;
+mod guest_memory;
+mod host;
+mod limits;
+mod loader;
+mod memory;
+mod observe;
+mod process;
+mod procfs;
+mod run;
+mod signals;
+mod syscalls;
+mod task;
+
+pub use errno::Errno;
+pub use loader::LoadError;
+pub use observe::CallCounts;
+pub use run::{Guest, Outcome, RunError};
+pub use task::ExitStatus;

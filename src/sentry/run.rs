@@ -1,0 +1,252 @@
+//! Running a guest from its first instruction to its end.
+
+use super::errno::Errno;
+use super::exec::{self, StartError};
+use super::fd_table::FdTable;
+use super::fs_context::FsContext;
+use super::host;
+use super::limits::{self, Limits};
+use super::loader::{LoadError, Program};
+use super::memory::Mm;
+use super::observe::{CallCounts, Observer, Tracer};
+use super::process::{Process, ProgramInfo};
+use super::signals::deliver::ReturningCall;
+use super::signals::{Actions, Incoming, TaskSignals, signal_name};
+use super::syscalls;
+use super::task::{AfterCall, ExitStatus, Task};
+use crate::{Error, Event, Options, Stats, SwitchError, Syscall, Systrap};
+use std::ffi::CString;
+use std::io::Write;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A program to run as a guest.
+///
+/// ```no_run
+/// use systrap::sentry::Guest;
+///
+/// let outcome = Guest::new(c"/bin/echo").args([c"echo", c"hello"]).run()?;
+/// assert_eq!(outcome.status.code(), 0);
+/// # Ok::<(), systrap::sentry::RunError>(())
+/// ```
+pub struct Guest {
+    path: CString,
+    argv: Vec<CString>,
+    envp: Vec<CString>,
+    options: Options,
+    trace: Option<Box<dyn Write + Send>>,
+}
+
+/// How a guest ended and what it did.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Outcome {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// The calls that reached the sentry.
+    pub counts: CallCounts,
+    /// The platform's own figures.
+    pub platform: Stats,
+    /// From the start of the program to its end.
+    pub wall_time: Duration,
+}
+
+/// Why a guest could not be run to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The program cannot be run: bad input, not a failure of the sentry.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The platform cannot be set up on this host.
+    #[error(transparent)]
+    Platform(#[from] Error),
+    /// The guest cannot be continued.
+    #[error("the guest cannot be continued: {0}")]
+    Switch(#[from] SwitchError),
+    /// The sentry's own set-up failed.
+    #[error("{what}: {}", errno.message())]
+    Setup {
+        /// What was tried.
+        what: &'static str,
+        /// What the host said.
+        errno: Errno,
+    },
+}
+
+impl Guest {
+    /// A guest that runs the program at `path`, which is not searched for, without arguments or environment.
+    #[must_use]
+    pub fn new(path: impl Into<CString>) -> Self {
+        let path = path.into();
+        Self { argv: vec![path.clone()], path, envp: Vec::new(), options: Options::default(), trace: None }
+    }
+
+    /// Sets all arguments, the name of the program (`argv[0]`) included.
+    #[must_use]
+    pub fn args<A: Into<CString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.argv = args.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the environment, as `NAME=value`.
+    #[must_use]
+    pub fn env<A: Into<CString>>(mut self, env: impl IntoIterator<Item = A>) -> Self {
+        self.envp = env.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the platform's options.
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Writes every call to `output`, one line each, in strace's style.
+    #[must_use]
+    pub fn trace(mut self, output: Box<dyn Write + Send>) -> Self {
+        self.trace = Some(output);
+        self
+    }
+
+    /// Runs the guest in the calling thread until it ends.
+    ///
+    /// The guest gets this process's working directory, its descriptors that are not close-on-exec, its resource
+    /// limits and its terminal. The calling thread's file mode mask becomes 0; signals such as SIGINT and SIGTERM
+    /// are blocked in it and in threads made later, and reach the guest.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::Load`] if the program cannot be run, the others if the sentry or the platform fails. What the
+    /// guest does, including dying of a signal, is no error.
+    pub fn run(self) -> Result<Outcome, RunError> {
+        let setup = |what| move |errno| RunError::Setup { what, errno };
+        let inherited = host::inheritable_descriptors();
+        limits::raise_host_descriptor_limit();
+        let cwd = exec::working_directory().map_err(setup("working directory"))?;
+        let program = Program::open(cwd.as_fd(), &self.path, self.argv, self.envp)?;
+        // Signals are blocked before any thread is made.
+        let incoming = Incoming::block();
+        host::install_kick_handler().map_err(setup("signal handler"))?;
+
+        let started_at = Instant::now();
+        let platform = Systrap::new(self.options)?;
+        let process_limits = Limits::inherited();
+        let started = exec::start(&platform, &program, process_limits.stack()).map_err(|error| match error {
+            StartError::Load(error) => RunError::Load(error),
+            StartError::Platform(error) => RunError::Platform(error),
+        })?;
+        let files = FdTable::inherited(&inherited, process_limits.descriptors());
+        // The mask applies to what the guest creates and is applied by the sentry. Where unshare is forbidden the
+        // whole process has the empty mask, which matters to nobody else in a command.
+        let _ = host::unshare(libc::CLONE_FS);
+        let umask = host::umask(0).unwrap_or(0o22) as u32;
+        let process = Arc::new(Process::new(
+            platform.clone(),
+            files,
+            FsContext { cwd: Arc::new(cwd), umask },
+            Actions::new(incoming.ignored()),
+            process_limits,
+            ProgramInfo { executable: program.executable().to_owned(), image: started.image },
+        ));
+        process.inbox.attach(host::gettid(), started.context.interrupter());
+        incoming.start(&process.inbox).map_err(|error| setup("signal thread")(error.into()))?;
+
+        let mut task = Task {
+            context: started.context,
+            mm: started.mm,
+            tid: process.pid,
+            process,
+            signals: TaskSignals::default(),
+            name: [0; 16],
+            after_call: AfterCall::Return,
+            exit: None,
+            observer: Observer { tracer: self.trace.map(Tracer::new), ..Observer::default() },
+            buffer: Vec::new(),
+        };
+        task.set_name(program.command_name());
+        drop(program);
+        let status = task.run()?;
+        Ok(Outcome {
+            status,
+            counts: task.observer.counts.report(),
+            platform: platform.stats(),
+            wall_time: started_at.elapsed(),
+        })
+    }
+}
+
+impl Task {
+    /// Runs until the guest has ended.
+    fn run(&mut self) -> Result<ExitStatus, RunError> {
+        loop {
+            let mm: Arc<Mm> = Arc::clone(&self.mm);
+            let status = self.run_in(&mm)?;
+            if let Some(status) = status {
+                if let Some(tracer) = &mut self.observer.tracer {
+                    tracer.note(&match status {
+                        ExitStatus::Exited(status) => format!("+++ exited with {status} +++"),
+                        ExitStatus::Signaled(signo) => format!("+++ killed by {} +++", signal_name(signo)),
+                    });
+                }
+                return Ok(status);
+            }
+        }
+    }
+
+    /// Runs in one address space, until the guest has ended (its status) or executed another program (`None`).
+    fn run_in(&mut self, mm: &Arc<Mm>) -> Result<Option<ExitStatus>, SwitchError> {
+        loop {
+            match self.context.switch(mm.space())? {
+                Event::Syscall(call) => self.serve(&call)?,
+                Event::Signal(signal) => {
+                    if let Some(tracer) = &mut self.observer.tracer {
+                        let name = signal_name(signal.signo);
+                        tracer.note(&format!("--- {name} {{si_code={}, si_addr={:#x}}} ---", signal.code, signal.addr));
+                    }
+                    self.fault(&signal)?;
+                }
+                Event::Interrupted => {
+                    if self.process.inbox.attention().is_raised() {
+                        self.deliver_signals(None)?;
+                    }
+                }
+            }
+            if self.exit.is_some() {
+                return Ok(self.exit);
+            }
+            if self.after_call == AfterCall::Replaced {
+                self.after_call = AfterCall::Return;
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Makes one call and sets what the guest goes on with.
+    fn serve(&mut self, call: &Syscall) -> Result<(), SwitchError> {
+        self.observer.counts.record(call);
+        let outcome = syscalls::dispatch(self, call);
+        let result = outcome.unwrap_or_else(Errno::as_return);
+        if self.exit.is_some() {
+            return Ok(());
+        }
+        match self.after_call {
+            AfterCall::Return => {
+                let restarts = outcome.is_err_and(Errno::is_restart);
+                if !restarts && self.signals.saved_mask.is_none() && !self.process.inbox.attention().is_raised() {
+                    self.context.set_return(result);
+                    return Ok(());
+                }
+                self.deliver_signals(Some(ReturningCall { nr: call.nr, result }))
+            }
+            AfterCall::ReturnFromHandler => {
+                self.after_call = AfterCall::Return;
+                self.return_from_handler()
+            }
+            // A new program: signals wait until it runs.
+            AfterCall::Replaced => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Delivery: from pending signals to handlers, default actions and restarted calls (kernel/signal.c `get_signal`).
+
+use super::frame::{self, FrameContext};
+use super::{AltStack, DefaultAction, Disposition, FaultState, SS_AUTODISARM, SigInfo, SignalSet};
+use crate::sentry::abi::KernelSigaction;
+use crate::sentry::errno::Errno;
+use crate::sentry::host;
+use crate::sentry::task::{ExitStatus, Task};
+use crate::{Signal, SwitchError};
+
+/// The call that the guest is about to return from, if it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReturningCall {
+    pub(crate) nr: u32,
+    pub(crate) result: i64,
+}
+
+impl ReturningCall {
+    fn restart(self) -> Option<Errno> {
+        i32::try_from(-self.result).ok().map(Errno::from_raw).filter(|errno| errno.is_restart())
+    }
+}
+
+/// The length of the `syscall` instruction.
+const SYSCALL_LEN: u64 = 2;
+
+impl Task {
+    /// The signals that would have an effect now.
+    pub(crate) fn deliverable(&self) -> SignalSet {
+        let pending = self.signals.pending.set().union(self.process.inbox.pending().set());
+        let actions = self.process.actions();
+        let mut ready = pending.minus(self.signals.mask);
+        let mut rest = ready;
+        while let Some(signo) = rest.first() {
+            rest = rest.without(signo);
+            if actions.is_ignored(signo) {
+                ready = ready.without(signo);
+            }
+        }
+        ready
+    }
+
+    /// Acts on pending signals before the guest goes on, and finishes the call it returns from.
+    pub(crate) fn deliver_signals(&mut self, call: Option<ReturningCall>) -> Result<(), SwitchError> {
+        self.process.inbox.attention().take();
+        let mut call = call;
+        while let Some(info) = self.next_signal() {
+            let signo = info.signo();
+            let disposition = self.process.actions().disposition(signo);
+            match disposition {
+                Disposition::Ignore | Disposition::Default(DefaultAction::Ignore) => {}
+                Disposition::Default(DefaultAction::Stop) => {
+                    // The supervisor stops in the guest's place; whoever continues it continues the guest.
+                    let _ = host::kill(std::process::id() as i32, libc::SIGSTOP);
+                }
+                Disposition::Default(DefaultAction::Terminate) => {
+                    self.exit = Some(ExitStatus::Signaled(signo));
+                    return Ok(());
+                }
+                Disposition::Handler(action) => {
+                    self.context.pull_full_state()?;
+                    if let Some(call) = call.take() {
+                        self.finish_call(call, Some(&action));
+                    }
+                    self.run_handler(&info, &action);
+                    if self.exit.is_some() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        if let Some(call) = call {
+            if call.restart().is_some() {
+                self.context.pull_full_state()?;
+                self.finish_call(call, None);
+            } else {
+                self.context.set_return(call.result);
+            }
+        }
+        if let Some(mask) = self.signals.saved_mask.take() {
+            self.signals.mask = mask;
+            // The old mask may let through what the temporary one held back.
+            if self.deliverable() != SignalSet::default() {
+                self.process.inbox.attention().raise();
+            }
+        }
+        Ok(())
+    }
+
+    fn next_signal(&mut self) -> Option<SigInfo> {
+        let unblocked = SignalSet(!self.signals.mask.0);
+        self.signals.pending.take(unblocked).or_else(|| self.process.inbox.pending().take(unblocked))
+    }
+
+    /// Puts the result into rax, or sets the registers so that the guest makes the call again.
+    fn finish_call(&mut self, call: ReturningCall, handler: Option<&KernelSigaction>) {
+        let again = match (call.restart(), handler) {
+            (None, _) => false,
+            (Some(_), None) | (Some(Errno::ERESTARTNOINTR), _) => true,
+            (Some(Errno::ERESTARTSYS), Some(action)) => action.flags & libc::SA_RESTART as u64 != 0,
+            (Some(_), Some(_)) => false,
+        };
+        let result = match call.restart() {
+            Some(_) if !again => Errno::EINTR.as_return(),
+            _ => call.result,
+        };
+        if !again {
+            self.context.set_return(result);
+        }
+        let registers = self.context.registers_mut();
+        if again {
+            registers.rax = u64::from(call.nr);
+            registers.rip = registers.rip.wrapping_sub(SYSCALL_LEN);
+        } else {
+            registers.rax = result as u64;
+        }
+    }
+
+    /// Builds the handler's frame; a stack that cannot take it means SIGSEGV.
+    fn run_handler(&mut self, info: &SigInfo, action: &KernelSigaction) {
+        let signo = info.signo();
+        if action.flags & libc::SA_RESETHAND as u64 != 0 {
+            self.process.actions().reset(signo);
+        }
+        let mask = self.signals.saved_mask.take().unwrap_or(self.signals.mask);
+        let xstate = self.context.xstate().to_vec();
+        let xfeatures = self.process.xfeatures;
+        let context = FrameContext {
+            info,
+            action,
+            mask,
+            stack: self.signals.stack,
+            fault: self.signals.last_fault,
+            xfeatures,
+        };
+        let pushed = frame::push(self.mm.space(), self.context.registers_mut(), &xstate, &context);
+        if pushed.is_err() {
+            if signo == libc::SIGSEGV {
+                self.process.actions().reset(signo);
+            }
+            self.force_signal(SigInfo::from_kernel(libc::SIGSEGV));
+            return;
+        }
+        if self.signals.stack.flags & SS_AUTODISARM != 0 {
+            self.signals.stack = AltStack::DISABLED;
+        }
+        let mut blocked = self.signals.mask.union(SignalSet(action.mask));
+        if action.flags & libc::SA_NODEFER as u64 == 0 {
+            blocked = blocked.with(signo);
+        }
+        self.signals.mask = blocked.minus(SignalSet::UNBLOCKABLE);
+    }
+
+    /// A signal that cannot be put off: blocked or ignored, it kills.
+    pub(crate) fn force_signal(&mut self, info: SigInfo) {
+        let signo = info.signo();
+        let blocked = self.signals.mask.contains(signo);
+        let mut actions = self.process.actions();
+        if blocked || actions.disposition(signo) == Disposition::Ignore {
+            actions.reset(signo);
+            self.signals.mask = self.signals.mask.without(signo);
+        }
+        drop(actions);
+        self.signals.pending.push(info);
+    }
+
+    /// A fault of the guest, as the platform reports it.
+    pub(crate) fn fault(&mut self, signal: &Signal) -> Result<(), SwitchError> {
+        self.signals.last_fault =
+            FaultState { trapno: signal.trapno, error_code: signal.error_code, cr2: signal.cr2 };
+        self.force_signal(SigInfo::from_fault(signal));
+        self.deliver_signals(None)
+    }
+
+    /// `rt_sigreturn`: back to what the frame on the stack says.
+    pub(crate) fn return_from_handler(&mut self) -> Result<(), SwitchError> {
+        self.context.pull_full_state()?;
+        let mut registers = *self.context.registers();
+        let xfeatures = self.process.xfeatures;
+        let restored = frame::pop(self.mm.space(), &mut registers, self.context.xstate_mut(), xfeatures);
+        match restored {
+            Ok(restored) => {
+                *self.context.registers_mut() = registers;
+                self.context.set_return(registers.rax as i64);
+                self.signals.mask = restored.mask;
+                if !self.signals.stack.is_active(registers.rsp) {
+                    self.signals.stack = restored.stack;
+                }
+            }
+            Err(frame::BadFrame) => self.force_signal(SigInfo::from_kernel(libc::SIGSEGV)),
+        }
+        self.deliver_signals(None)
+    }
+}

@@ -1,0 +1,61 @@
+//! Signals that the host sends to the supervisor, passed on to the guest.
+
+use super::{SigInfo, SignalInbox, SignalSet};
+use crate::sentry::host;
+use std::sync::{Arc, Weak};
+
+/// The signals of the supervisor that reach the guest. Terminal stop signals for background access are left out:
+/// the host stops the supervisor, which is what would have happened to the guest.
+pub(crate) const FORWARDED: [i32; 12] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGTERM,
+    libc::SIGCONT,
+    libc::SIGTSTP,
+    libc::SIGURG,
+    libc::SIGWINCH,
+    libc::SIGPWR,
+];
+
+/// Has the forwarded signals blocked in every thread and received by one.
+pub(crate) struct Incoming {
+    ignored: SignalSet,
+}
+
+impl Incoming {
+    /// Blocks the signals in the calling thread. Call it before other threads are started: they inherit that.
+    pub(crate) fn block() -> Self {
+        let mut ignored = SignalSet::default();
+        for signo in FORWARDED {
+            if host::is_ignored(signo) {
+                ignored = ignored.with(signo);
+            }
+        }
+        host::block_signals(&FORWARDED);
+        Self { ignored }
+    }
+
+    /// The signals that this process was started with as ignored, as `nohup` does it.
+    pub(crate) fn ignored(&self) -> SignalSet {
+        self.ignored
+    }
+
+    /// Starts the thread that passes signals on until the guest is gone.
+    pub(crate) fn start(&self, inbox: &Arc<SignalInbox>) -> std::io::Result<()> {
+        let inbox = Arc::downgrade(inbox);
+        std::thread::Builder::new().name("systrap-signals".to_owned()).spawn(move || forward(&inbox))?;
+        Ok(())
+    }
+}
+
+fn forward(inbox: &Weak<SignalInbox>) {
+    loop {
+        let Ok(info) = host::wait_for_signal(&FORWARDED) else { continue };
+        let Some(inbox) = inbox.upgrade() else { return };
+        inbox.post(SigInfo(info));
+    }
+}

@@ -1,0 +1,153 @@
+//! Signals that have been sent and not yet delivered.
+
+use super::{SigInfo, SignalSet};
+use crate::Interrupter;
+use crate::sentry::host::{self, Attention};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Signals from here on queue; below, a second one of the same number is dropped.
+const FIRST_REAL_TIME: i32 = 32;
+/// `RLIMIT_SIGPENDING` stands for itself: a queue longer than this refuses with `EAGAIN`.
+const QUEUE_LIMIT: usize = 1024;
+
+/// A queue of signals.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    set: SignalSet,
+    queue: VecDeque<SigInfo>,
+}
+
+impl Pending {
+    /// Which signals are pending.
+    pub(crate) fn set(&self) -> SignalSet {
+        self.set
+    }
+
+    /// Adds a signal; `false` when the queue is full.
+    pub(crate) fn push(&mut self, info: SigInfo) -> bool {
+        let signo = info.signo();
+        if signo < FIRST_REAL_TIME && self.set.contains(signo) {
+            return true;
+        }
+        if signo >= FIRST_REAL_TIME && self.queue.len() >= QUEUE_LIMIT {
+            return false;
+        }
+        self.set = self.set.with(signo);
+        self.queue.push_back(info);
+        true
+    }
+
+    /// Takes the next signal of a set: faults first, then the lowest number, the oldest of its kind.
+    pub(crate) fn take(&mut self, of: SignalSet) -> Option<SigInfo> {
+        const SYNCHRONOUS: SignalSet = SignalSet(0)
+            .with(libc::SIGSEGV)
+            .with(libc::SIGBUS)
+            .with(libc::SIGILL)
+            .with(libc::SIGTRAP)
+            .with(libc::SIGFPE)
+            .with(libc::SIGSYS);
+        let ready = SignalSet(self.set.0 & of.0);
+        let signo = SignalSet(ready.0 & SYNCHRONOUS.0).first().or_else(|| ready.first())?;
+        let at = self.queue.iter().position(|info| info.signo() == signo);
+        let info = at.and_then(|at| self.queue.remove(at));
+        if !self.queue.iter().any(|info| info.signo() == signo) {
+            self.set = self.set.without(signo);
+        }
+        info
+    }
+
+    /// Drops what is pending of a set.
+    pub(crate) fn discard(&mut self, of: SignalSet) {
+        self.queue.retain(|info| !of.contains(info.signo()));
+        self.set = self.set.minus(of);
+    }
+}
+
+/// Where a process receives signals from other threads of the supervisor, and how its task is made to look.
+///
+/// The order is: queue, raise the flag, then wake. A task that is in the guest comes back through its interrupter;
+/// one that waits in a host call comes back because the flag is tested together with the call.
+#[derive(Default)]
+pub(crate) struct SignalInbox {
+    pending: Mutex<Pending>,
+    attention: Attention,
+    waiting: AtomicBool,
+    tid: AtomicI32,
+    interrupter: Mutex<Option<Interrupter>>,
+}
+
+impl SignalInbox {
+    /// Names the thread and the context that act on the signals.
+    pub(crate) fn attach(&self, tid: i32, interrupter: Interrupter) {
+        self.tid.store(tid, Ordering::SeqCst);
+        *self.interrupter.lock().unwrap_or_else(PoisonError::into_inner) = Some(interrupter);
+    }
+
+    /// The signals sent to the process.
+    pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The flag that waiting host calls test.
+    pub(crate) fn attention(&self) -> &Attention {
+        &self.attention
+    }
+
+    /// Sends a signal from another thread.
+    pub(crate) fn post(&self, info: SigInfo) {
+        self.pending().push(info);
+        self.attention.raise();
+        if self.waiting.load(Ordering::SeqCst) {
+            host::kick(self.tid.load(Ordering::SeqCst));
+        }
+        if let Some(interrupter) = &*self.interrupter.lock().unwrap_or_else(PoisonError::into_inner) {
+            interrupter.interrupt();
+        }
+    }
+
+    /// Sends a signal from the task's own thread.
+    pub(crate) fn post_to_self(&self, info: SigInfo) -> bool {
+        self.attention.raise();
+        self.pending().push(info)
+    }
+
+    /// Runs a host call that may wait, so that posted signals kick it.
+    pub(crate) fn while_waiting<T>(&self, call: impl FnOnce(&Attention) -> T) -> T {
+        self.waiting.store(true, Ordering::SeqCst);
+        let result = call(&self.attention);
+        self.waiting.store(false, Ordering::SeqCst);
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn standard_signals_coalesce_and_real_time_ones_queue() {
+        let mut pending = Pending::default();
+        for code in 0..3 {
+            pending.push(SigInfo::from_user(libc::SIGUSR1, code, 1, 0));
+            pending.push(SigInfo::from_user(40, code, 1, 0));
+        }
+        pending.push(SigInfo::from_kernel(libc::SIGSEGV));
+        let mut taken = Vec::new();
+        while let Some(info) = pending.take(SignalSet(u64::MAX)) {
+            taken.push((info.signo(), info.code()));
+        }
+        assert_eq!(taken, [(libc::SIGSEGV, 0x80), (libc::SIGUSR1, 0), (40, 0), (40, 1), (40, 2)]);
+        assert_eq!(pending.set(), SignalSet::default());
+    }
+
+    #[test]
+    fn the_queue_is_bounded_and_discard_empties_it() {
+        let mut pending = Pending::default();
+        assert!((0..QUEUE_LIMIT).all(|_| pending.push(SigInfo::from_kernel(50))));
+        assert!(!pending.push(SigInfo::from_kernel(50)));
+        pending.discard(SignalSet::default().with(50));
+        assert!(pending.take(SignalSet(u64::MAX)).is_none());
+    }
+}

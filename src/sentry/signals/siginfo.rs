@@ -1,0 +1,55 @@
+//! `siginfo_t`, 128 bytes whose layout depends on the signal.
+
+use crate::Signal;
+
+/// A signal with what is known of its sender.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SigInfo(pub(crate) [u8; 128]);
+
+/// `SI_KERNEL`: sent by the kernel.
+const SI_KERNEL: i32 = 0x80;
+
+impl SigInfo {
+    fn with(signo: i32, code: i32) -> Self {
+        let mut info = Self([0; 128]);
+        info.put(0, &signo.to_ne_bytes());
+        info.put(8, &code.to_ne_bytes());
+        info
+    }
+
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn int(&self, at: usize) -> i32 {
+        i32::from_ne_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
+    }
+
+    pub(crate) fn signo(&self) -> i32 {
+        self.int(0)
+    }
+
+    pub(crate) fn code(&self) -> i32 {
+        self.int(8)
+    }
+
+    /// Sent by `kill` (`SI_USER`), `tgkill` (`SI_TKILL`) and the like.
+    pub(crate) fn from_user(signo: i32, code: i32, pid: i32, uid: u32) -> Self {
+        let mut info = Self::with(signo, code);
+        info.put(16, &pid.to_ne_bytes());
+        info.put(20, &uid.to_ne_bytes());
+        info
+    }
+
+    /// Sent by the kernel without further facts.
+    pub(crate) fn from_kernel(signo: i32) -> Self {
+        Self::with(signo, SI_KERNEL)
+    }
+
+    /// A fault of the guest.
+    pub(crate) fn from_fault(signal: &Signal) -> Self {
+        let mut info = Self::with(signal.signo, signal.code);
+        info.put(16, &signal.addr.raw().to_ne_bytes());
+        info
+    }
+}

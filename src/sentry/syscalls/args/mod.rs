@@ -1,0 +1,185 @@
+//! The types of system call arguments: decoded once, used by the handler and shown by `--trace`.
+
+mod buffers;
+mod flags;
+mod structs;
+
+pub(crate) use buffers::{InBytes, InIovecs, OutBytes, OutIovecs};
+pub(crate) use flags::*;
+pub(crate) use structs::{InTimespec, OutFdPair, OutStat, OutTimespec};
+
+use crate::sentry::errno::Errno;
+use crate::sentry::guest_memory::{GuestMemory, GuestMemoryExt as _};
+use crate::sentry::signals::signal_name;
+use crate::GuestAddr;
+use std::ffi::{CStr, CString};
+use std::fmt::Write as _;
+
+/// What is known of a call when one of its arguments is shown.
+pub(crate) struct CallView<'a> {
+    pub(crate) args: &'a [u64; 6],
+    /// The position of the argument.
+    pub(crate) index: usize,
+    pub(crate) memory: &'a dyn GuestMemory,
+    /// Absent before the call.
+    pub(crate) result: Option<Result<i64, Errno>>,
+}
+
+impl CallView<'_> {
+    /// The argument after this one: a buffer's length.
+    fn next_arg(&self) -> u64 {
+        self.args.get(self.index + 1).copied().unwrap_or(0)
+    }
+
+    /// The bytes that a successful call returned.
+    fn returned(&self) -> Option<u64> {
+        self.result.and_then(Result::ok).and_then(|result| u64::try_from(result).ok())
+    }
+}
+
+/// A system call argument.
+pub(crate) trait Arg: Sized + Clone {
+    /// Whether it shows what the call has written, and so is shown after the call.
+    const OUTPUT: bool = false;
+
+    /// Decodes the register, reading guest memory once if the argument is a pointer to input.
+    fn decode(raw: u64, memory: &dyn GuestMemory) -> Result<Self, Errno>;
+
+    /// Appends the text that strace would show.
+    fn show(&self, view: &CallView<'_>, out: &mut String);
+}
+
+macro_rules! number_args {
+    ($($ty:ty),*) => {$(
+        impl Arg for $ty {
+            #[inline]
+            fn decode(raw: u64, _: &dyn GuestMemory) -> Result<Self, Errno> {
+                Ok(raw as $ty)
+            }
+
+            fn show(&self, _: &CallView<'_>, out: &mut String) {
+                let _ = write!(out, "{self}");
+            }
+        }
+    )*};
+}
+number_args!(i32, u32, i64, u64, usize);
+
+impl Arg for GuestAddr {
+    #[inline]
+    fn decode(raw: u64, _: &dyn GuestMemory) -> Result<Self, Errno> {
+        Ok(GuestAddr::new(raw))
+    }
+
+    fn show(&self, _: &CallView<'_>, out: &mut String) {
+        show_pointer(*self, out);
+    }
+}
+
+fn show_pointer(addr: GuestAddr, out: &mut String) {
+    let _ = if addr == GuestAddr::NULL { write!(out, "NULL") } else { write!(out, "{addr:#x}") };
+}
+
+macro_rules! wrapped_args {
+    ($($(#[$meta:meta])* $name:ident($ty:ty): |$value:ident, $out:ident| $show:expr;)*) => {$(
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) struct $name(pub(crate) $ty);
+
+        impl Arg for $name {
+            #[inline]
+            fn decode(raw: u64, _: &dyn GuestMemory) -> Result<Self, Errno> {
+                Ok(Self(raw as $ty))
+            }
+
+            fn show(&self, _: &CallView<'_>, $out: &mut String) {
+                let $value = self.0;
+                let _ = $show;
+            }
+        }
+    )*};
+}
+
+wrapped_args! {
+    /// A descriptor.
+    Fd(i32): |fd, out| write!(out, "{fd}");
+    /// A descriptor of a directory, or `AT_FDCWD`.
+    DirFd(i32): |fd, out| if fd == libc::AT_FDCWD { write!(out, "AT_FDCWD") } else { write!(out, "{fd}") };
+    /// File mode bits.
+    Mode(u32): |mode, out| if mode == 0 { write!(out, "000") } else { write!(out, "{mode:#05o}").map(|()| fix_octal(out)) };
+    /// A signal number.
+    Signo(i32): |signo, out| write!(out, "{}", signal_name(signo));
+    /// A number shown in hexadecimal.
+    Hex(u64): |number, out| write!(out, "{number:#x}");
+}
+
+/// Rust writes octal numbers as `0o644`, C as `0644`.
+fn fix_octal(out: &mut String) {
+    if let Some(at) = out.rfind("0o") {
+        out.replace_range(at..at + 2, "0");
+    }
+}
+
+/// A path, read from the guest once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Path(pub(crate) CString);
+
+impl Path {
+    pub(crate) fn as_c_str(&self) -> &CStr {
+        &self.0
+    }
+}
+
+impl Arg for Path {
+    fn decode(raw: u64, memory: &dyn GuestMemory) -> Result<Self, Errno> {
+        memory.read_path(GuestAddr::new(raw)).map(Path)
+    }
+
+    fn show(&self, _: &CallView<'_>, out: &mut String) {
+        show_string(self.0.as_bytes(), self.0.as_bytes().len(), out);
+    }
+}
+
+/// A path that may be a null pointer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OptionalPath(pub(crate) Option<CString>);
+
+impl Arg for OptionalPath {
+    fn decode(raw: u64, memory: &dyn GuestMemory) -> Result<Self, Errno> {
+        if raw == 0 { Ok(Self(None)) } else { memory.read_path(GuestAddr::new(raw)).map(|path| Self(Some(path))) }
+    }
+
+    fn show(&self, _: &CallView<'_>, out: &mut String) {
+        match &self.0 {
+            Some(path) => show_string(path.as_bytes(), path.as_bytes().len(), out),
+            None => out.push_str("NULL"),
+        }
+    }
+}
+
+/// Shows bytes as a C string in quotes; an ellipsis if there are more than those given.
+pub(super) fn show_string(bytes: &[u8], total: usize, out: &mut String) {
+    out.push('"');
+    for (index, byte) in bytes.iter().enumerate() {
+        let _ = match byte {
+            b'\n' => write!(out, "\\n"),
+            b'\t' => write!(out, "\\t"),
+            b'\r' => write!(out, "\\r"),
+            0x0b => write!(out, "\\v"),
+            0x0c => write!(out, "\\f"),
+            b'"' => write!(out, "\\\""),
+            b'\\' => write!(out, "\\\\"),
+            0x20..0x7f => write!(out, "{}", *byte as char),
+            // A digit that follows would be taken for part of a shorter escape.
+            _ if bytes.get(index + 1).is_some_and(u8::is_ascii_digit) => write!(out, "\\{byte:03o}"),
+            _ => write!(out, "\\{byte:o}"),
+        };
+    }
+    out.push('"');
+    if bytes.len() < total {
+        out.push_str("...");
+    }
+}
+
+#[cfg(test)]
+mod tests;

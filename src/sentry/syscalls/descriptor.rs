@@ -1,0 +1,127 @@
+//! Calls on open descriptors other than reading and writing.
+
+use super::SysResult;
+use super::args::{Fd, FcntlCommand, Hex, OpenFlags};
+use crate::GuestAddr;
+use crate::sentry::abi::Flock;
+use crate::sentry::errno::Errno;
+use crate::sentry::guest_memory::GuestMemoryExt as _;
+use crate::sentry::host;
+use crate::sentry::task::Task;
+use std::os::fd::AsFd as _;
+
+fn done(_: usize) -> i64 {
+    0
+}
+
+pub(super) fn dup(task: &mut Task, fd: Fd) -> SysResult {
+    let mut files = task.process.files();
+    let file = files.get(fd.0)?;
+    files.insert(file, false).map(i64::from)
+}
+
+pub(super) fn dup2(task: &mut Task, old: Fd, new: Fd) -> SysResult {
+    if old == new {
+        return task.file(old.0).map(|_| i64::from(new.0));
+    }
+    dup3(task, old, new, OpenFlags(0))
+}
+
+pub(super) fn dup3(task: &mut Task, old: Fd, new: Fd, flags: OpenFlags) -> SysResult {
+    if old == new || flags.0 & !libc::O_CLOEXEC != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut files = task.process.files();
+    let file = files.get(old.0)?;
+    files.replace(new.0, file, flags.0 & libc::O_CLOEXEC != 0)?;
+    Ok(i64::from(new.0))
+}
+
+pub(super) fn fcntl(task: &mut Task, fd: Fd, command: FcntlCommand, arg: Hex) -> SysResult {
+    let file = task.file(fd.0)?;
+    let number = arg.0;
+    match command.0 {
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => {
+            let minimum = i32::try_from(number).map_err(|_| Errno::EINVAL)?;
+            let cloexec = command.0 == libc::F_DUPFD_CLOEXEC;
+            task.process.files().insert_from(minimum, file, cloexec).map(i64::from)
+        }
+        libc::F_GETFD => task.process.files().cloexec(fd.0).map(i64::from),
+        libc::F_SETFD => {
+            let cloexec = number & libc::FD_CLOEXEC as u64 != 0;
+            task.process.files().set_cloexec(fd.0, cloexec).map(|()| 0)
+        }
+        libc::F_GETFL
+        | libc::F_SETFL
+        | libc::F_SETPIPE_SZ
+        | libc::F_GETPIPE_SZ
+        | libc::F_ADD_SEALS
+        | libc::F_GET_SEALS
+        | libc::F_GETOWN
+        | libc::F_GETLEASE => host::fcntl(file.as_fd(), command.0, number).map(|value| value as i64),
+        libc::F_GETLK | libc::F_SETLK | libc::F_OFD_GETLK | libc::F_OFD_SETLK | libc::F_SETLKW | libc::F_OFD_SETLKW => {
+            let addr = GuestAddr::new(number);
+            let lock: Flock = task.memory().read_object(addr)?;
+            let mut bytes: [u8; 32] = zerocopy::transmute!(lock);
+            if matches!(command.0, libc::F_SETLKW | libc::F_OFD_SETLKW) {
+                task.wait(|_, attention| host::wait_fcntl_lock(attention, file.as_fd(), command.0, &mut bytes))?;
+            } else {
+                host::fcntl_lock(file.as_fd(), command.0, &mut bytes)?;
+            }
+            if matches!(command.0, libc::F_GETLK | libc::F_OFD_GETLK) {
+                task.memory().write_object(addr, &bytes)?;
+            }
+            Ok(0)
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+pub(super) fn flock(task: &mut Task, fd: Fd, operation: i32) -> SysResult {
+    let file = task.file(fd.0)?;
+    if operation & libc::LOCK_NB != 0 || operation == libc::LOCK_UN {
+        return host::flock(file.as_fd(), operation).map(done);
+    }
+    match host::flock(file.as_fd(), operation | libc::LOCK_NB) {
+        Err(Errno::EAGAIN) => {
+            task.wait(|_, attention| host::wait_flock(attention, file.as_fd(), operation)).map(done)
+        }
+        other => other.map(done),
+    }
+}
+
+pub(super) fn ftruncate(task: &mut Task, fd: Fd, length: i64) -> SysResult {
+    host::ftruncate(task.file(fd.0)?.as_fd(), length).map(done)
+}
+
+pub(super) fn fallocate(task: &mut Task, fd: Fd, mode: i32, offset: i64, length: i64) -> SysResult {
+    host::fallocate(task.file(fd.0)?.as_fd(), mode, offset, length).map(done)
+}
+
+pub(super) fn fadvise64(task: &mut Task, fd: Fd, offset: i64, length: i64, advice: i32) -> SysResult {
+    host::fadvise64(task.file(fd.0)?.as_fd(), offset, length, advice).map(done)
+}
+
+pub(super) fn readahead(task: &mut Task, fd: Fd, offset: i64, count: usize) -> SysResult {
+    host::readahead(task.file(fd.0)?.as_fd(), offset, count).map(done)
+}
+
+pub(super) fn fsync(task: &mut Task, fd: Fd) -> SysResult {
+    host::fsync(task.file(fd.0)?.as_fd()).map(done)
+}
+
+pub(super) fn fdatasync(task: &mut Task, fd: Fd) -> SysResult {
+    host::fdatasync(task.file(fd.0)?.as_fd()).map(done)
+}
+
+pub(super) fn syncfs(task: &mut Task, fd: Fd) -> SysResult {
+    host::syncfs(task.file(fd.0)?.as_fd()).map(done)
+}
+
+pub(super) fn sync_file_range(task: &mut Task, fd: Fd, offset: i64, length: i64, flags: u32) -> SysResult {
+    host::sync_file_range(task.file(fd.0)?.as_fd(), offset, length, flags).map(done)
+}
+
+pub(super) fn sync(_: &mut Task) -> SysResult {
+    host::sync().map(done)
+}

@@ -1,0 +1,88 @@
+//! The memory calls.
+
+use super::SysResult;
+use super::args::{Fd, Hex, MapFlags, MemoryAdvice, Protections, RemapFlags, SyncFlags};
+use crate::GuestAddr;
+use crate::sentry::errno::Errno;
+use crate::sentry::memory::MapRequest;
+use crate::sentry::task::Task;
+
+fn address(addr: GuestAddr) -> i64 {
+    addr.raw() as i64
+}
+
+pub(super) fn mmap(
+    task: &mut Task, addr: GuestAddr, len: u64, prot: Protections, flags: MapFlags, fd: Fd, offset: Hex,
+) -> SysResult {
+    let file = if flags.0 & libc::MAP_ANONYMOUS != 0 { None } else { Some(task.file(fd.0)?) };
+    let offset = if file.is_some() { offset.0 } else { 0 };
+    let request = MapRequest { addr, len, prot: prot.0, flags: flags.0, file, offset };
+    task.mm.map(&request).map(address)
+}
+
+pub(super) fn munmap(task: &mut Task, addr: GuestAddr, len: u64) -> SysResult {
+    task.mm.unmap(addr, len).map(|()| 0)
+}
+
+pub(super) fn mprotect(task: &mut Task, addr: GuestAddr, len: u64, prot: Protections) -> SysResult {
+    task.mm.protect(addr, len, prot.0).map(|()| 0)
+}
+
+pub(super) fn mremap(
+    task: &mut Task, addr: GuestAddr, old_len: u64, new_len: u64, flags: RemapFlags, new_addr: GuestAddr,
+) -> SysResult {
+    task.mm.remap(addr, old_len, new_len, flags.0, new_addr).map(address)
+}
+
+pub(super) fn brk(task: &mut Task, addr: GuestAddr) -> SysResult {
+    Ok(address(task.mm.brk(addr)))
+}
+
+pub(super) fn madvise(task: &mut Task, addr: GuestAddr, len: u64, advice: MemoryAdvice) -> SysResult {
+    task.mm.advise(addr, len, advice.0).map(|()| 0)
+}
+
+pub(super) fn msync(task: &mut Task, addr: GuestAddr, len: u64, flags: SyncFlags) -> SysResult {
+    task.mm.sync(addr, len, flags.0).map(|()| 0)
+}
+
+/// Locked memory is a promise about paging that a sentry cannot keep for its stub; as in gVisor it is accepted.
+pub(super) fn mlock(task: &mut Task, addr: GuestAddr, len: u64) -> SysResult {
+    if task.mm.is_mapped(addr.page_down(), len.saturating_add(addr.raw() % crate::PAGE_SIZE))? {
+        Ok(0)
+    } else {
+        Err(Errno::ENOMEM)
+    }
+}
+
+pub(super) fn mlock2(task: &mut Task, addr: GuestAddr, len: u64, _flags: i32) -> SysResult {
+    mlock(task, addr, len)
+}
+
+pub(super) fn mlockall(_: &mut Task, _flags: i32) -> SysResult {
+    Ok(0)
+}
+
+pub(super) fn munlockall(_: &mut Task) -> SysResult {
+    Ok(0)
+}
+
+/// Every mapped page is called resident: which ones are is the host's business and changes at any time.
+pub(super) fn mincore(task: &mut Task, addr: GuestAddr, len: u64, residency: GuestAddr) -> SysResult {
+    if !addr.is_page_aligned() {
+        return Err(Errno::EINVAL);
+    }
+    if !task.mm.is_mapped(addr, len)? {
+        return Err(Errno::ENOMEM);
+    }
+    const PIECE: u64 = 4096;
+    let pages = len.div_ceil(crate::PAGE_SIZE);
+    let mut done = 0;
+    while done < pages {
+        let count = (pages - done).min(PIECE);
+        let to = residency.checked_add(done).ok_or(Errno::EFAULT)?;
+        task.memory().write(to, &[1; PIECE as usize][..count as usize])?;
+        done += count;
+    }
+    Ok(0)
+}

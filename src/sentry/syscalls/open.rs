@@ -1,0 +1,177 @@
+//! Making descriptors from paths or from nothing.
+
+use super::SysResult;
+use super::args::{DirFd, Fd, Hex, Mode, OpenFlags, OutFdPair, Path};
+use crate::GuestAddr;
+use crate::sentry::errno::Errno;
+use crate::sentry::file::File;
+use crate::sentry::guest_memory::GuestMemoryExt as _;
+use crate::sentry::host;
+use crate::sentry::procfs;
+use crate::sentry::task::Task;
+use std::ffi::CString;
+use std::sync::Arc;
+
+/// `open_how`, version 0.
+type OpenHow = [u64; 3];
+
+fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> SysResult {
+    let cloexec = flags & libc::O_CLOEXEC != 0;
+    let completed = task.complete_path(dirfd, path);
+    let named = completed.as_deref().unwrap_or(path.as_c_str());
+    if let Some(special) = procfs::recognise(named.to_bytes(), task.process.pid)
+        && flags & libc::O_PATH == 0
+        && let Some(file) = task.open_special(special, flags)?
+    {
+        return task.process.files().insert(Arc::new(file), cloexec).map(i64::from);
+    }
+    let located = task.locate(dirfd, path, flags & libc::O_NOFOLLOW == 0)?;
+    let flags = flags | libc::O_CLOEXEC;
+    let creates = flags & libc::O_CREAT != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE;
+    let mode = if creates { mode & 0o7777 & !task.process.fs().umask } else { 0 };
+    // Only a FIFO or a device waits to be opened. O_NONBLOCK would tell, but changes the open file; what is known
+    // to be neither is opened at once.
+    let host = if flags & (libc::O_NONBLOCK | libc::O_DIRECTORY | libc::O_PATH) != 0 || !is_special(&located) {
+        host::openat(located.dir(), located.path(), flags, mode)
+    } else {
+        task.wait(|_, attention| host::wait_open(attention, located.dir(), located.path(), flags, mode))
+    }?;
+    task.install(host, cloexec)
+}
+
+/// Whether the path names a FIFO or a character device, whose opening may wait.
+fn is_special(located: &super::locate::Located<'_>) -> bool {
+    let mut stat = [0; 144];
+    // Everything that is usually opened in great numbers lies in no special directory and is not stat'ed twice for
+    // nothing: one call of less than a microsecond against a wait that no signal could end.
+    host::newfstatat(located.dir(), located.path(), &mut stat, 0).is_ok_and(|_| {
+        let kind = crate::sentry::file::StatView(&stat).mode() & libc::S_IFMT;
+        kind == libc::S_IFIFO || kind == libc::S_IFCHR
+    })
+}
+
+pub(super) fn open(task: &mut Task, path: Path, flags: OpenFlags, mode: Mode) -> SysResult {
+    open_at(task, libc::AT_FDCWD, &path, flags.0, mode.0)
+}
+
+pub(super) fn creat(task: &mut Task, path: Path, mode: Mode) -> SysResult {
+    open_at(task, libc::AT_FDCWD, &path, libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC, mode.0)
+}
+
+pub(super) fn openat(task: &mut Task, dir: DirFd, path: Path, flags: OpenFlags, mode: Mode) -> SysResult {
+    open_at(task, dir.0, &path, flags.0, mode.0)
+}
+
+pub(super) fn openat2(task: &mut Task, dir: DirFd, path: Path, how: GuestAddr, size: usize) -> SysResult {
+    if size < size_of::<OpenHow>() {
+        return Err(Errno::EINVAL);
+    }
+    if size > size_of::<OpenHow>() {
+        return Err(Errno::E2BIG);
+    }
+    let [flags, mode, resolve] = task.memory().read_object::<OpenHow>(how)?;
+    if resolve != 0 {
+        return Err(Errno::ENOSYS); // programs fall back to openat
+    }
+    let flags = i32::try_from(flags).map_err(|_| Errno::EINVAL)?;
+    open_at(task, dir.0, &path, flags, mode as u32)
+}
+
+pub(super) fn close(task: &mut Task, fd: Fd) -> SysResult {
+    let file = task.process.files().remove(fd.0)?;
+    drop(file);
+    Ok(0)
+}
+
+pub(super) fn close_range(task: &mut Task, first: u32, last: u32, flags: u32) -> SysResult {
+    const UNSHARE: u32 = 2;
+    const CLOEXEC: u32 = 4;
+    if first > last || flags & !(UNSHARE | CLOEXEC) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    task.process.files().close_range(first, last, flags & CLOEXEC != 0);
+    Ok(0)
+}
+
+pub(super) fn pipe(task: &mut Task, fds: OutFdPair) -> SysResult {
+    pipe2(task, fds, OpenFlags(0))
+}
+
+pub(super) fn pipe2(task: &mut Task, fds: OutFdPair, flags: OpenFlags) -> SysResult {
+    let cloexec = flags.0 & libc::O_CLOEXEC != 0;
+    let (reader, writer) = host::pipe2(flags.0 | libc::O_CLOEXEC)?;
+    let mut table = task.process.files();
+    let first = table.insert(Arc::new(File::new(reader)), cloexec)?;
+    let second = table.insert(Arc::new(File::new(writer)), cloexec);
+    let result = second.and_then(|second| task.memory().write_object(fds.0, &[first, second]));
+    if result.is_err() {
+        let _ = table.remove(first);
+        if let Ok(second) = second {
+            let _ = table.remove(second);
+        }
+    }
+    result.map(|()| 0)
+}
+
+pub(super) fn eventfd(task: &mut Task, initial: u32) -> SysResult {
+    eventfd2(task, initial, 0)
+}
+
+pub(super) fn eventfd2(task: &mut Task, initial: u32, flags: i32) -> SysResult {
+    let host = host::eventfd2(initial, flags | libc::EFD_CLOEXEC)?;
+    task.install(host, flags & libc::EFD_CLOEXEC != 0)
+}
+
+pub(super) fn memfd_create(task: &mut Task, name: Path, flags: Hex) -> SysResult {
+    let flags = flags.0 as u32;
+    let host = host::memfd_create(&name.0, flags | libc::MFD_CLOEXEC)?;
+    task.install(host, flags & libc::MFD_CLOEXEC != 0)
+}
+
+pub(super) fn umask(task: &mut Task, mask: Mode) -> SysResult {
+    let mut fs = task.process.fs();
+    let old = std::mem::replace(&mut fs.umask, mask.0 & 0o777);
+    Ok(i64::from(old))
+}
+
+pub(super) fn chdir(task: &mut Task, path: Path) -> SysResult {
+    let located = task.locate(libc::AT_FDCWD, &path, true)?;
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    let directory = host::openat(located.dir(), located.path(), flags, 0)?;
+    change_directory(task, directory)
+}
+
+pub(super) fn fchdir(task: &mut Task, fd: Fd) -> SysResult {
+    let file = task.file(fd.0)?;
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    let path = CString::new(file.host_proc_path()).map_err(|_| Errno::EINVAL)?;
+    // Through /proc so that the working directory is a description of its own.
+    let directory = host::openat(task.directory(libc::AT_FDCWD)?.as_fd(), &path, flags, 0)?;
+    change_directory(task, directory)
+}
+
+fn change_directory(task: &mut Task, directory: std::os::fd::OwnedFd) -> SysResult {
+    use std::os::fd::AsFd as _;
+    let by_descriptor = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
+    host::faccessat2(directory.as_fd(), c"", libc::X_OK as u32, by_descriptor)?;
+    task.process.fs().cwd = Arc::new(directory);
+    Ok(0)
+}
+
+pub(super) fn getcwd(task: &mut Task, buf: super::args::OutBytes, size: usize) -> SysResult {
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::ffi::OsStrExt as _;
+    let directory = task.directory(libc::AT_FDCWD)?;
+    let mut stat = [0; 144];
+    host::newfstatat(directory.as_fd(), c"", &mut stat, libc::AT_EMPTY_PATH)?;
+    if crate::sentry::file::StatView(&stat).links() == 0 {
+        return Err(Errno::ENOENT);
+    }
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()))?;
+    let bytes = [path.as_os_str().as_bytes(), b"\0"].concat();
+    if bytes.len() > size {
+        return Err(Errno::ERANGE);
+    }
+    task.memory().write(buf.0, &bytes)?;
+    Ok(bytes.len() as i64)
+}

@@ -1,0 +1,205 @@
+//! Calls that change what is under a path.
+
+use super::SysResult;
+use super::args::{AccessMode, AtFlags, DirFd, Fd, Hex, Mode, OptionalPath, OutBytes, Path};
+use crate::GuestAddr;
+use crate::sentry::abi::{Timespec, Timeval};
+use crate::sentry::errno::Errno;
+use crate::sentry::guest_memory::GuestMemoryExt as _;
+use crate::sentry::host;
+use crate::sentry::task::Task;
+use std::os::fd::AsFd as _;
+
+const CWD: DirFd = DirFd(libc::AT_FDCWD);
+
+fn done(_: usize) -> i64 {
+    0
+}
+
+pub(super) fn access(task: &mut Task, path: Path, mode: AccessMode) -> SysResult {
+    faccessat(task, CWD, path, mode)
+}
+
+pub(super) fn faccessat(task: &mut Task, dir: DirFd, path: Path, mode: AccessMode) -> SysResult {
+    let at = task.locate(dir.0, &path, true)?;
+    host::faccessat(at.dir(), at.path(), mode.0).map(done)
+}
+
+pub(super) fn faccessat2(task: &mut Task, dir: DirFd, path: Path, mode: AccessMode, flags: AtFlags) -> SysResult {
+    let at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
+    host::faccessat2(at.dir(), at.path(), mode.0, flags.0).map(done)
+}
+
+pub(super) fn mkdir(task: &mut Task, path: Path, mode: Mode) -> SysResult {
+    mkdirat(task, CWD, path, mode)
+}
+
+pub(super) fn mkdirat(task: &mut Task, dir: DirFd, path: Path, mode: Mode) -> SysResult {
+    let at = task.locate(dir.0, &path, false)?;
+    let umask = task.process.fs().umask;
+    host::mkdirat(at.dir(), at.path(), mode.0 & !umask).map(done)
+}
+
+pub(super) fn mknod(task: &mut Task, path: Path, mode: Mode, device: u32) -> SysResult {
+    mknodat(task, CWD, path, mode, device)
+}
+
+pub(super) fn mknodat(task: &mut Task, dir: DirFd, path: Path, mode: Mode, device: u32) -> SysResult {
+    let at = task.locate(dir.0, &path, false)?;
+    let umask = task.process.fs().umask;
+    host::mknodat(at.dir(), at.path(), mode.0 & !umask, device).map(done)
+}
+
+pub(super) fn rmdir(task: &mut Task, path: Path) -> SysResult {
+    unlinkat(task, CWD, path, AtFlags(libc::AT_REMOVEDIR))
+}
+
+pub(super) fn unlink(task: &mut Task, path: Path) -> SysResult {
+    unlinkat(task, CWD, path, AtFlags(0))
+}
+
+pub(super) fn unlinkat(task: &mut Task, dir: DirFd, path: Path, flags: AtFlags) -> SysResult {
+    let at = task.locate(dir.0, &path, false)?;
+    host::unlinkat(at.dir(), at.path(), flags.0).map(done)
+}
+
+pub(super) fn rename(task: &mut Task, from: Path, to: Path) -> SysResult {
+    renameat2(task, CWD, from, CWD, to, 0)
+}
+
+pub(super) fn renameat(task: &mut Task, old: DirFd, from: Path, new: DirFd, to: Path) -> SysResult {
+    renameat2(task, old, from, new, to, 0)
+}
+
+pub(super) fn renameat2(task: &mut Task, old: DirFd, from: Path, new: DirFd, to: Path, flags: u32) -> SysResult {
+    let (from, to) = (task.locate(old.0, &from, false)?, task.locate(new.0, &to, false)?);
+    host::renameat2(from.dir(), from.path(), to.dir(), to.path(), flags).map(done)
+}
+
+pub(super) fn link(task: &mut Task, from: Path, to: Path) -> SysResult {
+    linkat(task, CWD, from, CWD, to, AtFlags(0))
+}
+
+pub(super) fn linkat(task: &mut Task, old: DirFd, from: Path, new: DirFd, to: Path, flags: AtFlags) -> SysResult {
+    let follow = flags.0 & libc::AT_SYMLINK_FOLLOW != 0;
+    let (from, to) = (task.locate(old.0, &from, follow)?, task.locate(new.0, &to, false)?);
+    host::linkat(from.dir(), from.path(), to.dir(), to.path(), flags.0).map(done)
+}
+
+pub(super) fn symlink(task: &mut Task, target: Path, path: Path) -> SysResult {
+    symlinkat(task, target, CWD, path)
+}
+
+pub(super) fn symlinkat(task: &mut Task, target: Path, dir: DirFd, path: Path) -> SysResult {
+    let at = task.locate(dir.0, &path, false)?;
+    host::symlinkat(target.as_c_str(), at.dir(), at.path()).map(done)
+}
+
+pub(super) fn readlink(task: &mut Task, path: Path, buf: OutBytes, size: i32) -> SysResult {
+    readlinkat(task, CWD, path, buf, size)
+}
+
+pub(super) fn readlinkat(task: &mut Task, dir: DirFd, path: Path, buf: OutBytes, size: i32) -> SysResult {
+    let size = usize::try_from(size).ok().filter(|size| *size > 0).ok_or(Errno::EINVAL)?;
+    let mut bytes = [0; crate::sentry::abi::PATH_MAX];
+    let target = match task.executable_link(dir.0, &path) {
+        Some(target) => {
+            let len = target.len().min(size).min(bytes.len());
+            bytes[..len].copy_from_slice(&target[..len]);
+            len
+        }
+        None => {
+            let at = task.locate(dir.0, &path, false)?;
+            let limit = size.min(bytes.len());
+            host::readlinkat(at.dir(), at.path(), &mut bytes[..limit])?
+        }
+    };
+    task.memory().write(buf.0, &bytes[..target])?;
+    Ok(target as i64)
+}
+
+pub(super) fn chmod(task: &mut Task, path: Path, mode: Mode) -> SysResult {
+    fchmodat(task, CWD, path, mode)
+}
+
+pub(super) fn fchmod(task: &mut Task, fd: Fd, mode: Mode) -> SysResult {
+    host::fchmod(task.file(fd.0)?.as_fd(), mode.0).map(done)
+}
+
+pub(super) fn fchmodat(task: &mut Task, dir: DirFd, path: Path, mode: Mode) -> SysResult {
+    let at = task.locate(dir.0, &path, true)?;
+    host::fchmodat(at.dir(), at.path(), mode.0).map(done)
+}
+
+pub(super) fn fchmodat2(task: &mut Task, dir: DirFd, path: Path, mode: Mode, flags: AtFlags) -> SysResult {
+    let at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
+    host::fchmodat2(at.dir(), at.path(), mode.0, flags.0).map(done)
+}
+
+pub(super) fn chown(task: &mut Task, path: Path, uid: u32, gid: u32) -> SysResult {
+    fchownat(task, CWD, path, uid, gid, AtFlags(0))
+}
+
+pub(super) fn lchown(task: &mut Task, path: Path, uid: u32, gid: u32) -> SysResult {
+    fchownat(task, CWD, path, uid, gid, AtFlags(libc::AT_SYMLINK_NOFOLLOW))
+}
+
+pub(super) fn fchown(task: &mut Task, fd: Fd, uid: u32, gid: u32) -> SysResult {
+    host::fchown(task.file(fd.0)?.as_fd(), uid, gid).map(done)
+}
+
+pub(super) fn fchownat(task: &mut Task, dir: DirFd, path: Path, uid: u32, gid: u32, flags: AtFlags) -> SysResult {
+    let at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
+    host::fchownat(at.dir(), at.path(), uid, gid, flags.0).map(done)
+}
+
+pub(super) fn truncate(task: &mut Task, path: Path, length: i64) -> SysResult {
+    let at = task.locate(libc::AT_FDCWD, &path, true)?;
+    host::truncate(&*at.absolute()?, length).map(done)
+}
+
+/// The times of the `utime` family, as `utimensat` takes them.
+fn set_times(task: &Task, dir: DirFd, path: &OptionalPath, times: Option<[Timespec; 2]>, flags: i32) -> SysResult {
+    let times: Option<[u8; 32]> = times.map(|times| zerocopy::transmute!(times));
+    match &path.0 {
+        Some(path) => {
+            let path = Path(path.clone());
+            let at = task.locate(dir.0, &path, flags & libc::AT_SYMLINK_NOFOLLOW == 0)?;
+            host::utimensat(at.dir(), Some(at.path()), times.as_ref(), flags).map(done)
+        }
+        None if dir.0 == libc::AT_FDCWD => Err(Errno::EFAULT),
+        None => host::utimensat(task.file(dir.0)?.as_fd(), None, times.as_ref(), flags).map(done),
+    }
+}
+
+pub(super) fn utimensat(task: &mut Task, dir: DirFd, path: OptionalPath, times: GuestAddr, flags: AtFlags) -> SysResult {
+    let times = task.memory().read_optional::<[Timespec; 2]>(times)?;
+    set_times(task, dir, &path, times, flags.0)
+}
+
+pub(super) fn futimesat(task: &mut Task, dir: DirFd, path: OptionalPath, times: GuestAddr) -> SysResult {
+    let times = match task.memory().read_optional::<[Timeval; 2]>(times)? {
+        Some([access, change]) => {
+            Some([access.to_timespec().ok_or(Errno::EINVAL)?, change.to_timespec().ok_or(Errno::EINVAL)?])
+        }
+        None => None,
+    };
+    set_times(task, dir, &path, times, 0)
+}
+
+pub(super) fn utimes(task: &mut Task, path: Path, times: GuestAddr) -> SysResult {
+    futimesat(task, CWD, OptionalPath(Some(path.0)), times)
+}
+
+pub(super) fn utime(task: &mut Task, path: Path, times: GuestAddr) -> SysResult {
+    let times = task.memory().read_optional::<[i64; 2]>(times)?;
+    let times = times.map(|times| times.map(|sec| Timespec { sec, nsec: 0 }));
+    set_times(task, CWD, &OptionalPath(Some(path.0)), times, 0)
+}
+
+pub(super) fn statfs(task: &mut Task, path: Path, buf: Hex) -> SysResult {
+    let at = task.locate(libc::AT_FDCWD, &path, true)?;
+    let mut bytes = [0; 120];
+    host::statfs(&*at.absolute()?, &mut bytes)?;
+    task.memory().write_object(GuestAddr::new(buf.0), &bytes).map(|()| 0)
+}

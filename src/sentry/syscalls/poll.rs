@@ -1,0 +1,227 @@
+//! Waiting for descriptors: poll, select and their precise variants.
+
+use super::SysResult;
+use super::args::InTimespec;
+use crate::GuestAddr;
+use crate::sentry::abi::{Pollfd, Timespec, Timeval};
+use crate::sentry::errno::Errno;
+use crate::sentry::file::File;
+use crate::sentry::guest_memory::GuestMemoryExt as _;
+use crate::sentry::host;
+use crate::sentry::signals::SignalSet;
+use crate::sentry::task::Task;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use zerocopy::IntoBytes as _;
+
+/// When a wait gives up.
+#[derive(Clone, Copy)]
+enum Timeout {
+    Never,
+    After(Duration),
+}
+
+impl Timeout {
+    fn from_timespec(time: Option<Timespec>) -> Result<Self, Errno> {
+        match time {
+            None => Ok(Timeout::Never),
+            Some(time) => time.to_duration().map(Timeout::After).ok_or(Errno::EINVAL),
+        }
+    }
+}
+
+/// Polls until something is ready; the time that is left comes back with the count.
+fn poll_files(task: &mut Task, fds: &mut [libc::pollfd], timeout: Timeout) -> (Result<usize, Errno>, Duration) {
+    let started = Instant::now();
+    let limit = match timeout {
+        Timeout::Never => None,
+        Timeout::After(limit) => Some(limit),
+    };
+    let left = |limit: Duration| limit.saturating_sub(started.elapsed());
+    match host::poll_now(fds, 0) {
+        Ok(0) if limit != Some(Duration::ZERO) => {}
+        other => return (other, limit.map_or(Duration::ZERO, left)),
+    }
+    let result = task.wait(|_, attention| {
+        let mut time = limit.map(|limit| Timespec::from_duration(left(limit)).to_array());
+        host::wait_ppoll(attention, fds, time.as_mut(), 0)
+    });
+    // These calls start again only when no handler runs, whatever SA_RESTART says.
+    let result = result.map_err(|errno| if errno == Errno::ERESTARTSYS { Errno::ERESTARTNOHAND } else { errno });
+    (result, limit.map_or(Duration::ZERO, left))
+}
+
+/// The guest's array with host descriptors in it; the files are kept open for the length of the wait.
+fn translate(task: &Task, guest: &[Pollfd]) -> (Vec<libc::pollfd>, Vec<Arc<File>>) {
+    let mut files = Vec::with_capacity(guest.len());
+    let host = guest
+        .iter()
+        .map(|entry| {
+            let file = if entry.fd < 0 { None } else { task.file(entry.fd).ok() };
+            let fd = file.as_ref().map_or(-1, |file| file.as_fd().as_raw_fd());
+            files.extend(file);
+            libc::pollfd { fd, events: entry.events, revents: 0 }
+        })
+        .collect();
+    (host, files)
+}
+
+fn poll_guest(task: &mut Task, addr: GuestAddr, count: u32, timeout: Timeout) -> (SysResult, Duration) {
+    let limit = task.process.limits().descriptors();
+    let count = count as usize;
+    if count > limit {
+        return (Err(Errno::EINVAL), Duration::ZERO);
+    }
+    let mut guest = vec![Pollfd::default(); count];
+    if task.memory().read(addr, guest.as_mut_bytes()).is_err() {
+        return (Err(Errno::EFAULT), Duration::ZERO);
+    }
+    let (mut fds, _files) = translate(task, &guest);
+    let bad = guest.iter().zip(&fds).filter(|(guest, host)| guest.fd >= 0 && host.fd < 0).count();
+    // A bad descriptor is ready at once.
+    let timeout = if bad > 0 { Timeout::After(Duration::ZERO) } else { timeout };
+    let (ready, left) = poll_files(task, &mut fds, timeout);
+    let ready = match ready {
+        Ok(ready) => ready,
+        Err(errno) => return (Err(errno), left),
+    };
+    for (guest, host) in guest.iter_mut().zip(&fds) {
+        guest.revents = if guest.fd >= 0 && host.fd < 0 { libc::POLLNVAL } else { host.revents };
+    }
+    let written = task.memory().write(addr, guest.as_bytes());
+    (written.map(|()| (ready + bad) as i64).map_err(Errno::from), left)
+}
+
+pub(super) fn poll(task: &mut Task, fds: GuestAddr, count: u32, timeout_ms: i32) -> SysResult {
+    let timeout = u64::try_from(timeout_ms).map_or(Timeout::Never, |ms| Timeout::After(Duration::from_millis(ms)));
+    poll_guest(task, fds, count, timeout).0
+}
+
+/// Installs the mask of `ppoll` and `pselect6` for the length of the call.
+fn with_mask(task: &mut Task, mask: GuestAddr, size: usize) -> Result<(), Errno> {
+    let Some(mask) = task.memory().read_optional::<u64>(mask)? else { return Ok(()) };
+    if size != size_of::<u64>() {
+        return Err(Errno::EINVAL);
+    }
+    task.suspend_mask(SignalSet(mask));
+    Ok(())
+}
+
+pub(super) fn ppoll(
+    task: &mut Task, fds: GuestAddr, count: u32, timeout: InTimespec, mask: GuestAddr, size: usize,
+) -> SysResult {
+    let time = task.memory().read_optional::<Timespec>(timeout.0)?;
+    let limit = Timeout::from_timespec(time)?;
+    with_mask(task, mask, size)?;
+    let (result, left) = poll_guest(task, fds, count, limit);
+    if time.is_some() {
+        // As the kernel: the time that is left is written back if it can be.
+        let _ = task.memory().write_object(timeout.0, &Timespec::from_duration(left));
+    }
+    result
+}
+
+/// The bits of an `fd_set`, 64 at a time.
+struct FdSet {
+    addr: GuestAddr,
+    words: Vec<u64>,
+}
+
+impl FdSet {
+    fn read(task: &Task, addr: GuestAddr, count: usize) -> Result<Self, Errno> {
+        let mut words = vec![0; if addr == GuestAddr::NULL { 0 } else { count.div_ceil(64) }];
+        task.memory().read(addr, words.as_mut_bytes())?;
+        Ok(Self { addr, words })
+    }
+
+    fn has(&self, fd: usize) -> bool {
+        self.words.get(fd / 64).is_some_and(|word| word >> (fd % 64) & 1 != 0)
+    }
+}
+
+/// What each of the three sets waits for (fs/select.c `POLLIN_SET` and so on).
+const IN_SET: i16 = libc::POLLRDNORM | libc::POLLRDBAND | libc::POLLIN | libc::POLLHUP | libc::POLLERR;
+const OUT_SET: i16 = libc::POLLWRBAND | libc::POLLWRNORM | libc::POLLOUT | libc::POLLERR;
+const EXCEPT_SET: i16 = libc::POLLPRI;
+
+fn select_files(task: &mut Task, count: i32, sets: [GuestAddr; 3], timeout: Timeout) -> (SysResult, Duration) {
+    let count = match usize::try_from(count) {
+        Ok(count) => count.min(task.process.files().room()),
+        Err(_) => return (Err(Errno::EINVAL), Duration::ZERO),
+    };
+    let read = || -> Result<[FdSet; 3], Errno> {
+        let [a, b, c] = sets.map(|addr| FdSet::read(task, addr, count));
+        Ok([a?, b?, c?])
+    };
+    let mut sets = match read() {
+        Ok(sets) => sets,
+        Err(errno) => return (Err(errno), Duration::ZERO),
+    };
+    const EVENTS: [i16; 3] = [IN_SET, OUT_SET, EXCEPT_SET];
+    let mut guest = Vec::new();
+    for fd in 0..count {
+        let events = sets.iter().zip(EVENTS).filter(|(set, _)| set.has(fd)).fold(0, |all, (_, events)| all | events);
+        if events != 0 {
+            guest.push(Pollfd { fd: fd as i32, events, revents: 0 });
+        }
+    }
+    let (mut fds, _files) = translate(task, &guest);
+    if fds.iter().any(|entry| entry.fd < 0) {
+        return (Err(Errno::EBADF), Duration::ZERO);
+    }
+    let (ready, left) = poll_files(task, &mut fds, timeout);
+    if let Err(errno) = ready {
+        return (Err(errno), left);
+    }
+    let mut bits = 0;
+    for (set, events) in sets.iter_mut().zip(EVENTS) {
+        let mut result = vec![0_u64; set.words.len()];
+        for (guest, host) in guest.iter().zip(&fds) {
+            let fd = guest.fd as usize;
+            if set.has(fd) && host.revents & events != 0 {
+                result[fd / 64] |= 1 << (fd % 64);
+                bits += 1;
+            }
+        }
+        // The kernel copies whole longs back.
+        if task.memory().write(set.addr, result.as_bytes()).is_err() {
+            return (Err(Errno::EFAULT), left);
+        }
+    }
+    (Ok(bits), left)
+}
+
+pub(super) fn select(
+    task: &mut Task, count: i32, reads: GuestAddr, writes: GuestAddr, excepts: GuestAddr, timeout: GuestAddr,
+) -> SysResult {
+    let time = task.memory().read_optional::<Timeval>(timeout)?;
+    // select(2) takes microseconds beyond a second and carries them over.
+    let time = time.map(|time| Timespec {
+        sec: time.sec.saturating_add(time.usec.div_euclid(1_000_000)),
+        nsec: time.usec.rem_euclid(1_000_000) * 1000,
+    });
+    let limit = Timeout::from_timespec(time)?;
+    let (result, left) = select_files(task, count, [reads, writes, excepts], limit);
+    if time.is_some() {
+        let left = Timeval { sec: left.as_secs() as i64, usec: i64::from(left.subsec_micros()) };
+        let _ = task.memory().write_object(timeout, &left);
+    }
+    result
+}
+
+pub(super) fn pselect6(
+    task: &mut Task, count: i32, reads: GuestAddr, writes: GuestAddr, excepts: GuestAddr, timeout: InTimespec,
+    mask: GuestAddr,
+) -> SysResult {
+    let time = task.memory().read_optional::<Timespec>(timeout.0)?;
+    let limit = Timeout::from_timespec(time)?;
+    if let Some([addr, size]) = task.memory().read_optional::<[u64; 2]>(mask)? {
+        with_mask(task, GuestAddr::new(addr), size as usize)?;
+    }
+    let (result, left) = select_files(task, count, [reads, writes, excepts], limit);
+    if time.is_some() {
+        let _ = task.memory().write_object(timeout.0, &Timespec::from_duration(left));
+    }
+    result
+}

@@ -1,0 +1,223 @@
+//! The table of system calls (arch/x86/entry/syscalls/syscall_64.tbl).
+
+use super::args::*;
+use super::{
+    descriptor, identity, ioctl, memory, open, path, poll, process, read_write, signal, stat, syscall_table, system,
+    time, xattr,
+};
+use crate::GuestAddr;
+
+syscall_table! {
+    0 read(fd: Fd, buf: OutBytes, count: usize) => read_write::read;
+    1 write(fd: Fd, buf: InBytes, count: usize) => read_write::write;
+    2 open(path: Path, flags: OpenFlags, mode: Mode) => open::open;
+    3 close(fd: Fd) => open::close;
+    4 stat(path: Path, buf: OutStat) => stat::stat;
+    5 fstat(fd: Fd, buf: OutStat) => stat::fstat;
+    6 lstat(path: Path, buf: OutStat) => stat::lstat;
+    7 poll(fds: GuestAddr, count: u32, timeout: i32) => poll::poll;
+    8 lseek(fd: Fd, offset: i64, whence: Whence) => read_write::lseek;
+    9 mmap(addr: GuestAddr, len: u64, prot: Protections, flags: MapFlags, fd: Fd, offset: Hex) => memory::mmap;
+    10 mprotect(addr: GuestAddr, len: u64, prot: Protections) => memory::mprotect;
+    11 munmap(addr: GuestAddr, len: u64) => memory::munmap;
+    12 brk(addr: GuestAddr) => memory::brk;
+    13 rt_sigaction(signo: Signo, new: GuestAddr, old: GuestAddr, size: usize) => signal::rt_sigaction;
+    14 rt_sigprocmask(how: MaskHow, new: GuestAddr, old: GuestAddr, size: usize) => signal::rt_sigprocmask;
+    15 rt_sigreturn() => signal::rt_sigreturn;
+    16 ioctl(fd: Fd, request: IoctlRequest, arg: Hex) => ioctl::ioctl;
+    17 pread64(fd: Fd, buf: OutBytes, count: usize, offset: i64) => read_write::pread64;
+    18 pwrite64(fd: Fd, buf: InBytes, count: usize, offset: i64) => read_write::pwrite64;
+    19 readv(fd: Fd, iov: OutIovecs, count: usize) => read_write::readv;
+    20 writev(fd: Fd, iov: InIovecs, count: usize) => read_write::writev;
+    21 access(path: Path, mode: AccessMode) => path::access;
+    22 pipe(fds: OutFdPair) => open::pipe;
+    23 select(count: i32, reads: GuestAddr, writes: GuestAddr, excepts: GuestAddr, timeout: GuestAddr) => poll::select;
+    24 sched_yield() => system::sched_yield;
+    25 mremap(addr: GuestAddr, old_len: u64, new_len: u64, flags: RemapFlags, new_addr: GuestAddr) => memory::mremap;
+    26 msync(addr: GuestAddr, len: u64, flags: SyncFlags) => memory::msync;
+    27 mincore(addr: GuestAddr, len: u64, residency: GuestAddr) => memory::mincore;
+    28 madvise(addr: GuestAddr, len: u64, advice: MemoryAdvice) => memory::madvise;
+    32 dup(fd: Fd) => descriptor::dup;
+    33 dup2(old: Fd, new: Fd) => descriptor::dup2;
+    34 pause() => signal::pause;
+    35 nanosleep(request: InTimespec, remaining: GuestAddr) => time::nanosleep;
+    36 getitimer(which: i32, value: GuestAddr) => time::getitimer;
+    37 alarm(seconds: u32) => time::alarm;
+    38 setitimer(which: i32, new: GuestAddr, old: GuestAddr) => time::setitimer;
+    39 getpid() => identity::getpid;
+    40 sendfile(out: Fd, input: Fd, offset: GuestAddr, count: usize) => read_write::sendfile;
+    59 execve(path: Path, argv: GuestAddr, envp: GuestAddr) => process::execve;
+    60 exit(status: i32) => process::exit;
+    61 wait4(pid: i32, status: GuestAddr, options: WaitOptions, usage: GuestAddr) => process::wait4;
+    62 kill(pid: i32, signo: Signo) => signal::kill;
+    63 uname(buf: GuestAddr) => system::uname;
+    72 fcntl(fd: Fd, command: FcntlCommand, arg: Hex) => descriptor::fcntl;
+    73 flock(fd: Fd, operation: i32) => descriptor::flock;
+    74 fsync(fd: Fd) => descriptor::fsync;
+    75 fdatasync(fd: Fd) => descriptor::fdatasync;
+    76 truncate(path: Path, length: i64) => path::truncate;
+    77 ftruncate(fd: Fd, length: i64) => descriptor::ftruncate;
+    78 getdents(fd: Fd, buf: GuestAddr, size: u32) => stat::getdents;
+    79 getcwd(buf: OutBytes, size: usize) => open::getcwd;
+    80 chdir(path: Path) => open::chdir;
+    81 fchdir(fd: Fd) => open::fchdir;
+    82 rename(from: Path, to: Path) => path::rename;
+    83 mkdir(path: Path, mode: Mode) => path::mkdir;
+    84 rmdir(path: Path) => path::rmdir;
+    85 creat(path: Path, mode: Mode) => open::creat;
+    86 link(from: Path, to: Path) => path::link;
+    87 unlink(path: Path) => path::unlink;
+    88 symlink(target: Path, path: Path) => path::symlink;
+    89 readlink(path: Path, buf: OutBytes, size: i32) => path::readlink;
+    90 chmod(path: Path, mode: Mode) => path::chmod;
+    91 fchmod(fd: Fd, mode: Mode) => path::fchmod;
+    92 chown(path: Path, uid: u32, gid: u32) => path::chown;
+    93 fchown(fd: Fd, uid: u32, gid: u32) => path::fchown;
+    94 lchown(path: Path, uid: u32, gid: u32) => path::lchown;
+    95 umask(mask: Mode) => open::umask;
+    96 gettimeofday(time: GuestAddr, zone: GuestAddr) => time::gettimeofday;
+    97 getrlimit(which: Resource, limit: GuestAddr) => system::getrlimit;
+    98 getrusage(who: i32, usage: GuestAddr) => system::getrusage;
+    99 sysinfo(buf: GuestAddr) => system::sysinfo;
+    100 times(buf: GuestAddr) => time::times;
+    102 getuid() => identity::getuid;
+    104 getgid() => identity::getgid;
+    105 setuid(uid: u32) => identity::setuid;
+    106 setgid(gid: u32) => identity::setgid;
+    107 geteuid() => identity::geteuid;
+    108 getegid() => identity::getegid;
+    109 setpgid(pid: i32, pgid: i32) => identity::setpgid;
+    110 getppid() => identity::getppid;
+    111 getpgrp() => identity::getpgrp;
+    112 setsid() => identity::setsid;
+    113 setreuid(real: u32, effective: u32) => identity::setreuid;
+    114 setregid(real: u32, effective: u32) => identity::setregid;
+    115 getgroups(size: i32, list: GuestAddr) => identity::getgroups;
+    117 setresuid(real: u32, effective: u32, saved: u32) => identity::setresuid;
+    118 getresuid(real: GuestAddr, effective: GuestAddr, saved: GuestAddr) => identity::getresuid;
+    119 setresgid(real: u32, effective: u32, saved: u32) => identity::setresgid;
+    120 getresgid(real: GuestAddr, effective: GuestAddr, saved: GuestAddr) => identity::getresgid;
+    121 getpgid(pid: i32) => identity::getpgid;
+    122 setfsuid(uid: u32) => identity::setfsuid;
+    123 setfsgid(gid: u32) => identity::setfsgid;
+    124 getsid(pid: i32) => identity::getsid;
+    127 rt_sigpending(set: GuestAddr, size: usize) => signal::rt_sigpending;
+    128 rt_sigtimedwait(set: GuestAddr, info: GuestAddr, timeout: GuestAddr, size: usize) => signal::rt_sigtimedwait;
+    129 rt_sigqueueinfo(pid: i32, signo: Signo, info: GuestAddr) => signal::rt_sigqueueinfo;
+    130 rt_sigsuspend(mask: GuestAddr, size: usize) => signal::rt_sigsuspend;
+    131 sigaltstack(new: GuestAddr, old: GuestAddr) => signal::sigaltstack;
+    132 utime(path: Path, times: GuestAddr) => path::utime;
+    133 mknod(path: Path, mode: Mode, device: u32) => path::mknod;
+    137 statfs(path: Path, buf: Hex) => path::statfs;
+    138 fstatfs(fd: Fd, buf: Hex) => stat::fstatfs;
+    140 getpriority(which: i32, who: i32) => system::getpriority;
+    141 setpriority(which: i32, who: i32, nice: i32) => system::setpriority;
+    143 sched_getparam(pid: i32, param: GuestAddr) => system::sched_getparam;
+    144 sched_setscheduler(pid: i32, policy: i32, param: GuestAddr) => system::sched_setscheduler;
+    145 sched_getscheduler(pid: i32) => system::sched_getscheduler;
+    146 sched_get_priority_max(policy: i32) => system::sched_get_priority_max;
+    147 sched_get_priority_min(policy: i32) => system::sched_get_priority_min;
+    148 sched_rr_get_interval(pid: i32, time: GuestAddr) => system::sched_rr_get_interval;
+    149 mlock(addr: GuestAddr, len: u64) => memory::mlock;
+    150 munlock(addr: GuestAddr, len: u64) => memory::mlock;
+    151 mlockall(flags: i32) => memory::mlockall;
+    152 munlockall() => memory::munlockall;
+    157 prctl(option: i32, arg2: Hex, arg3: Hex, arg4: Hex, arg5: Hex) => process::prctl;
+    158 arch_prctl(code: ArchPrctl, addr: GuestAddr) => process::arch_prctl;
+    160 setrlimit(which: Resource, limit: GuestAddr) => system::setrlimit;
+    162 sync() => descriptor::sync;
+    186 gettid() => identity::gettid;
+    187 readahead(fd: Fd, offset: i64, count: usize) => descriptor::readahead;
+    188 setxattr(path: Path, name: Path, value: InBytes, size: usize, flags: i32) => xattr::setxattr;
+    189 lsetxattr(path: Path, name: Path, value: InBytes, size: usize, flags: i32) => xattr::lsetxattr;
+    190 fsetxattr(fd: Fd, name: Path, value: InBytes, size: usize, flags: i32) => xattr::fsetxattr;
+    191 getxattr(path: Path, name: Path, value: OutBytes, size: usize) => xattr::getxattr;
+    192 lgetxattr(path: Path, name: Path, value: OutBytes, size: usize) => xattr::lgetxattr;
+    193 fgetxattr(fd: Fd, name: Path, value: OutBytes, size: usize) => xattr::fgetxattr;
+    194 listxattr(path: Path, names: OutBytes, size: usize) => xattr::listxattr;
+    195 llistxattr(path: Path, names: OutBytes, size: usize) => xattr::llistxattr;
+    196 flistxattr(fd: Fd, names: OutBytes, size: usize) => xattr::flistxattr;
+    197 removexattr(path: Path, name: Path) => xattr::removexattr;
+    198 lremovexattr(path: Path, name: Path) => xattr::lremovexattr;
+    199 fremovexattr(fd: Fd, name: Path) => xattr::fremovexattr;
+    200 tkill(tid: i32, signo: Signo) => signal::tkill;
+    201 time(result: GuestAddr) => time::time;
+    202 futex(addr: GuestAddr, operation: i32, value: u32, timeout: GuestAddr, addr2: GuestAddr, value3: u32)
+        => process::futex;
+    203 sched_setaffinity(pid: i32, size: usize, mask: GuestAddr) => system::sched_setaffinity;
+    204 sched_getaffinity(pid: i32, size: usize, mask: GuestAddr) => system::sched_getaffinity;
+    217 getdents64(fd: Fd, buf: GuestAddr, size: u32) => stat::getdents64;
+    218 set_tid_address(addr: GuestAddr) => process::set_tid_address;
+    221 fadvise64(fd: Fd, offset: i64, length: i64, advice: i32) => descriptor::fadvise64;
+    227 clock_settime(clock: ClockId, time: InTimespec) => time::clock_settime;
+    228 clock_gettime(clock: ClockId, time: OutTimespec) => time::clock_gettime;
+    229 clock_getres(clock: ClockId, time: OutTimespec) => time::clock_getres;
+    230 clock_nanosleep(clock: ClockId, flags: i32, request: InTimespec, remaining: GuestAddr) => time::clock_nanosleep;
+    231 exit_group(status: i32) => process::exit;
+    234 tgkill(tgid: i32, tid: i32, signo: Signo) => signal::tgkill;
+    235 utimes(path: Path, times: GuestAddr) => path::utimes;
+    247 waitid(kind: i32, id: i32, info: GuestAddr, options: WaitOptions, usage: GuestAddr) => process::waitid;
+    252 ioprio_get(which: i32, who: i32) => system::ioprio_get;
+    257 openat(dir: DirFd, path: Path, flags: OpenFlags, mode: Mode) => open::openat;
+    258 mkdirat(dir: DirFd, path: Path, mode: Mode) => path::mkdirat;
+    259 mknodat(dir: DirFd, path: Path, mode: Mode, device: u32) => path::mknodat;
+    260 fchownat(dir: DirFd, path: Path, uid: u32, gid: u32, flags: AtFlags) => path::fchownat;
+    261 futimesat(dir: DirFd, path: OptionalPath, times: GuestAddr) => path::futimesat;
+    262 newfstatat(dir: DirFd, path: Path, buf: OutStat, flags: AtFlags) => stat::newfstatat;
+    263 unlinkat(dir: DirFd, path: Path, flags: AtFlags) => path::unlinkat;
+    264 renameat(old: DirFd, from: Path, new: DirFd, to: Path) => path::renameat;
+    265 linkat(old: DirFd, from: Path, new: DirFd, to: Path, flags: AtFlags) => path::linkat;
+    266 symlinkat(target: Path, dir: DirFd, path: Path) => path::symlinkat;
+    267 readlinkat(dir: DirFd, path: Path, buf: OutBytes, size: i32) => path::readlinkat;
+    268 fchmodat(dir: DirFd, path: Path, mode: Mode) => path::fchmodat;
+    269 faccessat(dir: DirFd, path: Path, mode: AccessMode) => path::faccessat;
+    270 pselect6(
+        count: i32, reads: GuestAddr, writes: GuestAddr, excepts: GuestAddr, timeout: InTimespec, mask: GuestAddr,
+    ) => poll::pselect6;
+    271 ppoll(fds: GuestAddr, count: u32, timeout: InTimespec, mask: GuestAddr, size: usize) => poll::ppoll;
+    273 set_robust_list(head: GuestAddr, len: usize) => process::set_robust_list;
+    275 splice(input: Fd, from: GuestAddr, out: Fd, to: GuestAddr, len: usize, flags: u32) => read_write::splice;
+    276 tee(input: Fd, out: Fd, len: usize, flags: u32) => read_write::tee;
+    277 sync_file_range(fd: Fd, offset: i64, length: i64, flags: u32) => descriptor::sync_file_range;
+    280 utimensat(dir: DirFd, path: OptionalPath, times: GuestAddr, flags: AtFlags) => path::utimensat;
+    284 eventfd(initial: u32) => open::eventfd;
+    285 fallocate(fd: Fd, mode: i32, offset: i64, length: i64) => descriptor::fallocate;
+    290 eventfd2(initial: u32, flags: i32) => open::eventfd2;
+    292 dup3(old: Fd, new: Fd, flags: OpenFlags) => descriptor::dup3;
+    293 pipe2(fds: OutFdPair, flags: OpenFlags) => open::pipe2;
+    295 preadv(fd: Fd, iov: OutIovecs, count: usize, offset: i64) => read_write::preadv;
+    296 pwritev(fd: Fd, iov: InIovecs, count: usize, offset: i64) => read_write::pwritev;
+    297 rt_tgsigqueueinfo(tgid: i32, tid: i32, signo: Signo, info: GuestAddr) => signal::rt_tgsigqueueinfo;
+    302 prlimit64(pid: i32, which: Resource, new: GuestAddr, old: GuestAddr) => system::prlimit64;
+    306 syncfs(fd: Fd) => descriptor::syncfs;
+    309 getcpu(cpu: GuestAddr, node: GuestAddr, cache: GuestAddr) => system::getcpu;
+    316 renameat2(old: DirFd, from: Path, new: DirFd, to: Path, flags: u32) => path::renameat2;
+    318 getrandom(buf: OutBytes, count: usize, flags: RandomFlags) => system::getrandom;
+    319 memfd_create(name: Path, flags: Hex) => open::memfd_create;
+    322 execveat(dir: DirFd, path: Path, argv: GuestAddr, envp: GuestAddr, flags: AtFlags) => process::execveat;
+    324 membarrier(command: i32, flags: u32, cpu: i32) => system::membarrier;
+    325 mlock2(addr: GuestAddr, len: u64, flags: i32) => memory::mlock2;
+    326 copy_file_range(input: Fd, from: GuestAddr, out: Fd, to: GuestAddr, len: usize, flags: u32)
+        => read_write::copy_file_range;
+    327 preadv2(fd: Fd, iov: OutIovecs, count: usize, offset: i64, high: u64, flags: i32) => read_write::preadv2;
+    328 pwritev2(fd: Fd, iov: InIovecs, count: usize, offset: i64, high: u64, flags: i32) => read_write::pwritev2;
+    332 statx(dir: DirFd, path: Path, flags: AtFlags, mask: Hex, buf: GuestAddr) => stat::statx;
+    334 rseq(area: GuestAddr, len: u32, flags: i32, signature: Hex) => process::rseq;
+    436 close_range(first: u32, last: u32, flags: u32) => open::close_range;
+    437 openat2(dir: DirFd, path: Path, how: GuestAddr, size: usize) => open::openat2;
+    439 faccessat2(dir: DirFd, path: Path, mode: AccessMode, flags: AtFlags) => path::faccessat2;
+    452 fchmodat2(dir: DirFd, path: Path, mode: Mode, flags: AtFlags) => path::fchmodat2;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::names;
+    use super::*;
+
+    #[test]
+    fn every_line_has_the_kernels_number() {
+        for (nr, name) in LINES {
+            assert_eq!(names::lookup(*nr), Some(*name));
+        }
+    }
+}
