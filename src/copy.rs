@@ -2,8 +2,27 @@
 //!
 //! process_vm_readv(2) and process_vm_writev(2) serve them: both stop at the first address that the guest itself
 //! could not read or write (they do not override protections), and neither can touch the stub, for every range
-//! is checked to lie below it. Where the host denies them (Yama `ptrace_scope` 2 and 3, a supervisor that is not
-//! dumpable) a stub thread copies through its payload buffer.
+//! is checked to lie below it. Where the host denies them a stub thread copies through its payload buffer: the
+//! same results, one exchange for each 4 KiB instead of one host call for all.
+//!
+//! Whether the host denies them is decided by ptrace(2), "Ptrace access mode checking" (the check is
+//! `PTRACE_MODE_ATTACH_REALCREDS`; the platform never attaches to anything):
+//!
+//! * The supervisor was not dumpable (prctl(2) `PR_SET_DUMPABLE` 0, a set-user-ID program, an executable that its
+//!   user may not read) when it made the platform, and has no `CAP_SYS_PTRACE`: denied, for stub processes inherit
+//!   that.
+//! * It changed its user or group ids since, and has no `CAP_SYS_PTRACE`: denied.
+//! * Yama's `kernel.yama.ptrace_scope` (Documentation/admin-guide/LSM/Yama.rst):
+//!
+//! | value | meaning | here |
+//! |---|---|---|
+//! | 0, or no Yama | any process of the same user | permitted |
+//! | 1 | descendants only | permitted: every stub process is a child of the supervisor, and stays one because the leader clones with `CLONE_PARENT` |
+//! | 2 | `CAP_SYS_PTRACE` only | root: permitted; an ordinary user: denied |
+//! | 3 | nobody | denied for everybody |
+//!
+//! Denied is not an error: only the speed of large copies differs. Each denied attempt costs one host call, which
+//! is little beside the exchange, so nothing is remembered and a change of the setting takes effect at once.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::atomic::Ordering;
@@ -163,8 +182,8 @@ impl SpaceInner {
             return None;
         }
         let left = usize::try_from(sysmsg.line.args[0].load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+        // The claim is at most what was asked for; behind it the payload holds what earlier copies left.
         let copied = len.checked_sub(left);
-        // What lies behind is left over from other copies.
         after(&sysmsg.payload, copied.unwrap_or(0));
         thread.park();
         copied

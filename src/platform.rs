@@ -43,6 +43,8 @@ pub(crate) struct Inner {
     pub(crate) supervisor: i32,
     pub(crate) plans: patching::Plans,
     vdso: Option<Vdso>,
+    /// Read once, so that a confined supervisor need not open files.
+    min_user_address: GuestAddr,
     cpus: usize,
     /// Contexts that are being switched in quick succession; see [`Inner::may_spin`].
     hot: AtomicUsize,
@@ -80,6 +82,7 @@ impl Systrap {
             supervisor: i32::try_from(std::process::id()).unwrap_or(-1),
             plans: patching::new_plans(),
             vdso,
+            min_user_address: min_user_address(),
             cpus,
             hot: AtomicUsize::new(0),
             template,
@@ -124,10 +127,7 @@ impl Systrap {
     /// The lowest address that a guest can map (gVisor `MinUserAddress`): `vm.mmap_min_addr`.
     #[must_use]
     pub fn min_user_address(&self) -> GuestAddr {
-        const USUAL: u64 = 65536;
-        let text = std::fs::read_to_string("/proc/sys/vm/mmap_min_addr").unwrap_or_default();
-        let min = text.trim().parse::<u64>().unwrap_or(USUAL);
-        GuestAddr::new(min.next_multiple_of(PAGE_SIZE))
+        self.inner.min_user_address
     }
 
     /// The first address that a guest cannot map (gVisor `MaxUserAddress`).
@@ -178,6 +178,13 @@ impl Systrap {
         crate::sys::membarrier_global().map_err(|source| Error::host("membarrier", source))
     }
 
+    /// The host calls that the platform makes in this process from now on, as rules for seccompiler (gVisor
+    /// `SyscallFilters`): see [`seccomp::syscall_filters`](crate::seccomp::syscall_filters).
+    #[must_use]
+    pub fn syscall_filters(&self) -> std::collections::BTreeMap<i64, Vec<seccompiler::SeccompRule>> {
+        crate::seccomp::syscall_filters(self)
+    }
+
     /// Where guests find the host's vDSO, the same in all address spaces; `None` if the host has none.
     #[must_use]
     pub fn vdso(&self) -> Option<Vdso> {
@@ -204,6 +211,10 @@ impl Inner {
         self.template.base() + systrap_stub::code::offset_of_entry(syshandler) as u64
     }
 
+    pub(crate) fn template_pid(&self) -> i32 {
+        self.template.pid()
+    }
+
     pub(crate) fn heat(&self) {
         self.hot.fetch_add(1, Ordering::Relaxed);
     }
@@ -226,6 +237,14 @@ fn require_fsgsbase() -> Result<(), Error> {
     }
     let remedy = "use Linux 5.9 or later on a CPU of 2012 or later, without `nofsgsbase`";
     Err(Error::Unsupported { what: "the instructions rdfsbase and wrgsbase for user code", remedy })
+}
+
+/// `vm.mmap_min_addr`, in whole pages.
+fn min_user_address() -> GuestAddr {
+    const USUAL: u64 = 65536;
+    let text = std::fs::read_to_string("/proc/sys/vm/mmap_min_addr").unwrap_or_default();
+    let min = text.trim().parse::<u64>().unwrap_or(USUAL);
+    GuestAddr::new(min.next_multiple_of(PAGE_SIZE))
 }
 
 /// Host calls that cannot be done without and that old kernels and seccomp profiles of containers lack. Found

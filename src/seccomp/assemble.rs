@@ -77,7 +77,7 @@ pub(crate) fn assemble(
     Ok(program)
 }
 
-fn compile_condition(condition: &Condition) -> Result<SeccompCondition, seccompiler::Error> {
+pub(super) fn compile_condition(condition: &Condition) -> Result<SeccompCondition, seccompiler::Error> {
     let (len, op, value) = match condition.test {
         Test::Eq(value) => (SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, value),
         Test::Eq32(value) => (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(value)),

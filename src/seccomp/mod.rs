@@ -4,8 +4,10 @@
 //! so [`assemble`] puts a dispatcher on the instruction pointer in front of what it compiled.
 
 mod assemble;
+mod supervisor;
 mod table;
 
 pub(crate) use assemble::assemble;
+pub use supervisor::{SupervisorRow, supervisor_rows, syscall_filters};
 pub use table::{Condition, FilterKind, Row, Test, rows};
 pub(crate) use table::{MEMBARRIER_REGISTER_SYNC_CORE, MEMBARRIER_SYNC_CORE};
