@@ -7,12 +7,14 @@ mod common {
     pub mod native;
 }
 
-use common::fixture::{CODE, DATA, DUMP, Fixture, Outcome, assemble, dump_state, load_patterns, pattern};
+use common::fixture::{
+    CODE, DATA, DUMP, DUMP_LEN, Fixture, Outcome, assemble, dump_state, load_patterns, pattern,
+};
 use common::guest::{self, Guest, Way};
 use common::native;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use systrap::{Event, Protection};
+use systrap::{Entry, Event, Patching, Protection, Registers};
 
 /// A number that no kernel has: natively the result is `-ENOSYS`.
 const NO_SUCH_CALL: i32 = 0x1fff;
@@ -31,15 +33,26 @@ const FLAGS: [(&str, i32); 11] = [
     ("all", 0x24_4cd5),
 ];
 
-/// Patterns in all registers and below rsp, the given flags, then `call`, then the guest's dump and a breakpoint.
+/// How often the code around a call runs: lazily patched, only the first time traps.
+const TURNS: i32 = 4;
+/// Where the turns are counted, behind the guest's dump.
+const COUNTER: u64 = DUMP + DUMP_LEN - 8;
+
+/// Patterns in all registers and below rsp, the given flags, then `call`, then the guest's dump, [`TURNS`] times, and
+/// a breakpoint.
 fn around(flags: i32, call: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Fixture {
     let fixture = Fixture::new(|asm| {
+        let mut again = asm.create_label();
+        asm.mov(qword_ptr(COUNTER), TURNS)?;
+        asm.set_label(&mut again)?;
         load_patterns(asm)?;
         asm.push(0x202 | flags)?;
         asm.popfq()?;
         asm.mov(qword_ptr(rsp - 8), r15)?;
         call(asm)?;
         dump_state(asm)?;
+        asm.dec(qword_ptr(COUNTER))?;
+        asm.jnz(again)?;
         asm.int3()
     });
     assert!(fixture.regions[0].bytes.len() < 0x800, "it fits in front of other code");
@@ -78,6 +91,33 @@ fn registers_and_flags_after_a_syscall() {
         assert_eq!(native.word(8 * 16), 0x202 | flags as u64, "rflags");
         assert_eq!(native.word(8 * 15), pattern(14), "r15");
         assert_eq!(native.word(8 * 22), pattern(14), "the red zone is untouched");
+    }
+}
+
+/// The same where all but the first turn go through a patched site.
+#[test]
+fn registers_and_flags_after_a_patched_syscall() {
+    for (name, flags) in FLAGS {
+        let fixture = around(flags, |asm| {
+            asm.mov(eax, NO_SUCH_CALL)?;
+            asm.syscall()
+        });
+        let native = native::run(&fixture, 1);
+        for way in Way::ALL {
+            let mut guest = Guest::with(&fixture, Patching::Lazy);
+            let mut patched = 0;
+            let here = guest::run_in(&mut guest, 1, way, |call| {
+                patched += i32::from(call.entry == Entry::Patched);
+                assert!(
+                    (CODE..CODE + 0x800).contains(&call.ip.raw()),
+                    "the site, not the trampoline: {}",
+                    call.ip
+                );
+                -i64::from(libc::ENOSYS)
+            });
+            assert!(patched > 0, "{name}, {way:?}: the site was patched");
+            here.assert_same_dump(&native, &format!("patched, {name}, {way:?}"));
+        }
     }
 }
 
@@ -209,9 +249,12 @@ fn the_supervisors_view_in_a_call_is_the_guests_behind_it() {
         asm.syscall()
     });
     let mut guest = Guest::new(&fixture);
-    guest.call();
-    guest.context.set_return(42);
-    let seen = guest.registers();
+    let mut seen = Registers::default();
+    for _ in 0..TURNS {
+        guest.call();
+        guest.context.set_return(42);
+        seen = guest.registers();
+    }
     assert!(matches!(guest.switch(), Event::Signal(_)));
     let dump = guest.dump();
     let outcome = Outcome { stops: Vec::new(), dump };

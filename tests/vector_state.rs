@@ -15,7 +15,7 @@ use common::guest::{self, Guest, Way};
 use common::native;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use systrap::{Event, Protection};
+use systrap::{Entry, Event, Patching, Protection};
 
 /// XSTATE_BV bits of the components that are filled: x87, SSE, AVX, the three of AVX-512, PKRU.
 const COMPONENTS: [(u32, &str); 7] = [
@@ -161,9 +161,19 @@ fn after_a_thousand_calls_in_a_row() {
         asm.jnz(again)
     });
     let native = native::run(&fixture, 1);
-    let here = guest::run(&fixture, 1, Way::Resume, |_| -i64::from(libc::ENOSYS));
-    here.assert_same_dump(&native, "a thousand calls");
-    assert_image_arrived(&here.dump, "a thousand calls");
+    for patching in [Patching::Off, Patching::Lazy] {
+        for way in [Way::Resume, Way::FullState] {
+            let mut guest = Guest::with(&fixture, patching);
+            let mut patched = 0;
+            let here = guest::run_in(&mut guest, 1, way, |call| {
+                patched += i32::from(call.entry == Entry::Patched);
+                -i64::from(libc::ENOSYS)
+            });
+            assert_eq!(patched > 0, patching == Patching::Lazy, "{patched} calls of a patched site");
+            here.assert_same_dump(&native, &format!("a thousand calls, {patching:?}, {way:?}"));
+            assert_image_arrived(&here.dump, "a thousand calls");
+        }
+    }
 }
 
 #[test]

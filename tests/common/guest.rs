@@ -1,7 +1,9 @@
 //! Running a fixture under the platform.
 #![allow(dead_code, reason = "each test crate uses a part")]
 
-use systrap::{AddressSpace, Context, Event, GuestAddr, Options, Registers, Signal, Syscall, Systrap};
+use systrap::{
+    AddressSpace, Context, Event, GuestAddr, Options, Patching, Registers, Signal, Syscall, Systrap,
+};
 
 use super::fixture::{CODE, DUMP, DUMP_LEN, Fixture, Outcome, STACK_TOP, Stop};
 
@@ -29,9 +31,14 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Maps the fixture on a platform of its own.
+    /// Maps the fixture on a platform of its own, on which every call traps.
     pub fn new(fixture: &Fixture) -> Self {
-        let platform = Systrap::new(Options::new()).expect("a platform");
+        Self::with(fixture, Patching::Off)
+    }
+
+    /// Maps the fixture on a platform of its own.
+    pub fn with(fixture: &Fixture, patching: Patching) -> Self {
+        let platform = Systrap::new(Options::new().patching(patching)).expect("a platform");
         Self::on(&platform, fixture)
     }
 
@@ -109,14 +116,23 @@ pub fn map(space: &AddressSpace, fixture: &Fixture) {
     }
 }
 
-/// Runs a fixture until its `wanted`th signal; `answer` gives the calls' results.
-pub fn run(fixture: &Fixture, wanted: usize, way: Way, mut answer: impl FnMut(&Syscall) -> i64) -> Outcome {
-    let mut guest = Guest::new(fixture);
+/// Runs a fixture until its `wanted`th signal, every call trapped; `answer` gives the calls' results.
+pub fn run(fixture: &Fixture, wanted: usize, way: Way, answer: impl FnMut(&Syscall) -> i64) -> Outcome {
+    run_in(&mut Guest::new(fixture), wanted, way, answer)
+}
+
+/// The same in a given guest.
+pub fn run_in(
+    guest: &mut Guest,
+    wanted: usize,
+    way: Way,
+    mut answer: impl FnMut(&Syscall) -> i64,
+) -> Outcome {
     let mut stops = Vec::new();
     loop {
         match guest.switch() {
             Event::Syscall(call) => guest.context.set_return(answer(&call)),
-            Event::Signal(signal) => stops.push(stop_of(&mut guest, &signal)),
+            Event::Signal(signal) => stops.push(stop_of(guest, &signal)),
             other => panic!("nothing causes {other:?}"),
         }
         if stops.len() == wanted {
