@@ -244,6 +244,9 @@ struct KernelSigaction {
 }
 
 fn child(plan: &Plan) -> ! {
+    // The C library leaves its own signals 32 and 33 out of "all".
+    let all = u64::MAX;
+    raw(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as u64, (&raw const all).addr() as u64, 0, 8, 0, 0]);
     unregister_rseq(plan);
     raw(libc::SYS_setsid, [0; 6]);
     let name = c"systrap-stub";
