@@ -38,8 +38,9 @@ use crate::address_space::SpaceInner;
 use crate::context::HandOff;
 use crate::{AddressSpace, CopyError, GuestAddr, PAGE_SIZE};
 
-/// The kernel copies at most this much in one call (`MAX_RW_COUNT`).
-const MAX_COPY: usize = 0x7fff_f000;
+/// How much one call copies at most: while it runs the death of this stub process cannot be acknowledged, and
+/// the one reaper of all stub processes would wait for it.
+const MAX_COPY: usize = 16 << 20;
 
 impl AddressSpace {
     /// Copies guest memory at `addr` to `buf`.

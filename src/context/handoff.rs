@@ -28,6 +28,32 @@ pub(crate) struct HandOff<'a> {
     attention: Option<&'a Attention>,
 }
 
+/// Tells sleeps that end by the clock from those that a hostile stub ends: it may wake its supervisor as often
+/// as it likes, but only so often before the supervisor sleeps by the clock alone.
+struct Patience {
+    since: Instant,
+    sleeps: u32,
+}
+
+impl Patience {
+    fn new(now: Instant) -> Self {
+        Self { since: now, sleeps: 0 }
+    }
+
+    /// Whether the next sleep may end by a wake-up. Each window of [`EARLY_WAKES`] sleeps has to last.
+    fn trusts_the_word(&mut self, now: Instant) -> bool {
+        self.sleeps += 1;
+        if self.sleeps < EARLY_WAKES {
+            return true;
+        }
+        if now.duration_since(self.since) > SLEEP * EARLY_WAKES / 4 {
+            *self = Self::new(now);
+            return true;
+        }
+        false
+    }
+}
+
 /// The interrupt signals of one exchange.
 struct Kicks {
     first: Option<Instant>,
@@ -93,7 +119,7 @@ impl<'a> HandOff<'a> {
         let attention = self.attention.unwrap_or(&own);
         let started = Instant::now();
         let mut kicks = Kicks { first: None, next: started, pause: FIRST_KICK };
-        let mut rounds = 0_u32;
+        let mut patience = Patience::new(started);
         let result = loop {
             // Full barrier: announce the sleep before the last look at the state.
             sysmsg.supervisor_sleeps.swap(1, Ordering::SeqCst);
@@ -109,18 +135,12 @@ impl<'a> HandOff<'a> {
                 Ok(timeout) => timeout,
                 Err(error) => break Err(error),
             };
-            rounds += 1;
-            if rounds < EARLY_WAKES {
-                if let Err(source) =
-                    sys::futex_wait_two((&sysmsg.line.state, reply), (attention.word(), seen), timeout)
-                {
-                    break Err(Error::host("futex_waitv", source).into());
-                }
-            } else if started.elapsed() > SLEEP * EARLY_WAKES / 4 {
-                // A long sleep made of honest time-outs.
-                rounds = 0;
-            } else {
+            if !patience.trusts_the_word(Instant::now()) {
                 std::thread::sleep(Duration::from_millis(1));
+            } else if let Err(source) =
+                sys::futex_wait_two((&sysmsg.line.state, reply), (attention.word(), seen), timeout)
+            {
+                break Err(Error::host("futex_waitv", source).into());
             }
         };
         sysmsg.supervisor_sleeps.store(0, Ordering::Relaxed);
@@ -141,8 +161,8 @@ impl<'a> HandOff<'a> {
         }
         let now = Instant::now();
         let first = *kicks.first.get_or_insert(now);
-        if now.duration_since(first) > ANSWER_DEADLINE {
-            return Err(self.corrupted("an interrupt was not answered within 10 s"));
+        if now.duration_since(first) > self.platform.options.interrupt_deadline_limit() {
+            return Err(self.corrupted("an interrupt was not answered within its deadline"));
         }
         if now >= kicks.next {
             self.thread.kick();
@@ -154,3 +174,25 @@ impl<'a> HandOff<'a> {
 }
 
 const _: () = assert!(wire::RESUME == 0, "a fresh slot is all zero: its stub thread has not answered yet");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stub_that_wakes_for_ever_is_not_listened_to_for_ever() {
+        let start = Instant::now();
+        let mut patience = Patience::new(start);
+        // It wakes its supervisor every 10 µs for a minute.
+        let step = Duration::from_micros(10);
+        let trusted = (1..6_000_000_u32).filter(|i| patience.trusts_the_word(start + step * *i)).count();
+        assert!(trusted < 1_000, "{trusted} wake-ups by the stub were listened to");
+    }
+
+    #[test]
+    fn sleeps_that_end_by_the_clock_stay_sleeps_on_the_word() {
+        let start = Instant::now();
+        let mut patience = Patience::new(start);
+        assert!((1..10_000).all(|i| patience.trusts_the_word(start + SLEEP * i)));
+    }
+}

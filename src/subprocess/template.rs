@@ -22,6 +22,20 @@ use crate::{Error, GuestAddr, Vdso};
 /// End of the addresses that a process can have mappings at (`TASK_SIZE_MAX` with 4-level paging).
 const TASK_END: u64 = 0x7fff_ffff_f000;
 
+/// The same with 5-level paging.
+const LA57_TASK_END: u64 = 0x00ff_ffff_ffff_f000;
+
+/// An xsave image that initialises every feature: no bit is set in its header.
+#[repr(C, align(64))]
+struct CleanXstate([u32; 144]);
+
+static CLEAN_XSTATE: CleanXstate = {
+    let mut words = [0; 144];
+    // MXCSR is loaded whatever the header says.
+    words[6] = 0x1f80;
+    CleanXstate(words)
+};
+
 /// Address space reserved in the supervisor for the moment of the fork, so that the stub's place is free in
 /// the child.
 pub(crate) struct Reservation {
@@ -230,6 +244,9 @@ struct KernelSigaction {
 }
 
 fn child(plan: &Plan) -> ! {
+    // The C library leaves its own signals 32 and 33 out of "all".
+    let all = u64::MAX;
+    raw(libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK as u64, (&raw const all).addr() as u64, 0, 8, 0, 0]);
     unregister_rseq(plan);
     raw(libc::SYS_setsid, [0; 6]);
     let name = c"systrap-stub";
@@ -247,6 +264,12 @@ fn child(plan: &Plan) -> ! {
         must(-1, exit_code::ORPHAN);
     }
     build_region(plan);
+    // With 5-level paging the supervisor may have mappings up here, which `template_entry` does not reach; without
+    // it the range is none and the call fails.
+    raw(
+        libc::SYS_munmap,
+        [TASK_END + crate::PAGE_SIZE, LA57_TASK_END - TASK_END - crate::PAGE_SIZE, 0, 0, 0, 0],
+    );
     // SAFETY: the stub's text is mapped at its place, and the registers are what `template_entry` asks for.
     unsafe {
         asm!(
@@ -254,13 +277,23 @@ fn child(plan: &Plan) -> ! {
             "xor esp, esp",
             "xor ebp, ebp",
             "xor r14d, r14d",
-            "jmp rax",
+            // What the supervisor's thread had in its vector registers and segment bases is not for guests: all of
+            // them inherit these.
+            "mov r12, rax",
+            "mov eax, -1",
+            "mov edx, -1",
+            "xrstor64 [rsi]",
+            "xor eax, eax",
+            "wrfsbase rax",
+            "wrgsbase rax",
+            "mov rdx, r13",
+            "jmp r12",
             end = in(reg) TASK_END,
+            in("rsi") &raw const CLEAN_XSTATE,
             in("rax") plan.entry,
             in("r15") plan.base + layout::REQUEST,
             in("r13") plan.memfd as u64,
             in("rdi") CLONE_PROCESS_FLAGS,
-            in("rdx") plan.memfd as u64,
             in("r10") plan.request_offset,
             in("r8") plan.supervisor as u64,
             in("r9") plan.request_fd as u64,

@@ -181,12 +181,17 @@ impl Puppet {
     pub fn new(platform: &Systrap, space: &AddressSpace) -> Self {
         let mut context = context(platform);
         expect_call(context.switch(space).expect("a switch"));
+        drop(context);
+        Self::of_parked(space)
+    }
+
+    /// Takes over the one stub thread of `space`, which nobody runs.
+    pub fn of_parked(space: &AddressSpace) -> Self {
         let tid = fs::read_dir(format!("/proc/{}/task", space.pid()))
             .expect("the threads of the stub")
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
             .find(|tid| *tid != space.pid())
             .expect("a stub thread");
-        drop(context);
         let slots = Slots::of(space);
         slots.slot(1).spin.store(20_000, Ordering::Relaxed);
         Self { slots, slot: 1, tid, pid: space.pid() }
@@ -206,6 +211,23 @@ impl Puppet {
         sysmsg.gs_base.store(0, Ordering::Relaxed);
         self.publish(wire::RESUME_FULL);
         self.wait(wire::RESUME_FULL, limit)
+    }
+
+    /// Lets it make a host call of its filter; `None` if it was denied.
+    pub fn execute(&self, nr: i64, args: [u64; 6]) -> Option<i64> {
+        let line = &self.sysmsg().line;
+        line.nr.store(nr as u32, Ordering::Relaxed);
+        for (shared, arg) in line.args.iter().zip(args) {
+            shared.store(arg, Ordering::Relaxed);
+        }
+        self.publish(wire::EXECUTE);
+        let event = self.wait(wire::EXECUTE, Duration::from_secs(10)).expect("an answer of the puppet");
+        if event == wire::DONE {
+            return Some(line.args[0].load(Ordering::Relaxed) as i64);
+        }
+        // The denial's signal frame lies on the signal stack still, and each more lies below it.
+        assert!(self.recover(), "the puppet is lost after {event}");
+        None
     }
 
     pub fn publish(&self, reply: u32) {
