@@ -137,12 +137,12 @@ fn a_killed_template_is_a_clear_error_and_the_others_live() {
 #[test]
 fn a_template_killed_while_address_spaces_are_made_is_an_error_each_time() {
     alone("a_template_killed_while_address_spaces_are_made_is_an_error_each_time", || {
-        for round in 0..20 {
+        for round in 0..120 {
             let platform = platform();
             let template = alone::children()[0];
             thread::scope(|scope| {
                 scope.spawn(move || {
-                    thread::sleep(Duration::from_micros(round * 300));
+                    thread::sleep(Duration::from_micros(round * 50));
                     kill(template);
                 });
                 let error = loop {

@@ -1,5 +1,7 @@
 //! Interrupts: each is reported once, whatever the guest is doing, and leaves no trace in the guest.
 
+#![allow(unsafe_code)]
+
 #[path = "common/invariant_guest.rs"]
 mod invariant_guest;
 #[path = "common/small_guest.rs"]
@@ -174,6 +176,39 @@ fn every_interrupt_is_reported_once_and_no_register_is_ever_wrong() {
                 guest.check();
                 seen.assert_all_ways_were_taken(count);
             });
+        }
+    });
+}
+
+/// The signal behind an interrupt can arrive when its interrupt has been reported already.
+#[test]
+fn a_late_interrupt_signal_is_no_event_and_harms_no_register() {
+    const SIGNAL: i32 = libc::SIGCHLD;
+    const SIGNALS: u64 = 5_000;
+    let platform = Systrap::new(Options::new()).expect("a platform");
+    let space = platform.new_address_space().expect("an address space");
+    let mut guest = Guest::new(&platform, &space, 9, true);
+    assert!(!guest.run(&space));
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", space.pid())).expect("the stub process lives");
+    let tasks = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok());
+    let thread = tasks.max().expect("the stub thread is younger than the leader");
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ended = Ended(&ended);
+            let mut random = Random(5);
+            for _ in 0..SIGNALS {
+                // SAFETY: takes values only.
+                let sent = unsafe { libc::syscall(libc::SYS_tgkill, space.pid(), thread, SIGNAL) };
+                assert_eq!(sent, 0, "the stub thread lives");
+                spin(random.below(2_000));
+            }
+        });
+        let mut random = Random(6);
+        while !ended.load(Ordering::SeqCst) {
+            guest.answer(random.below(100_000) as u32);
+            assert!(!guest.run(&space), "nobody asked for an interrupt");
+            guest.check();
         }
     });
 }
