@@ -16,8 +16,8 @@ use alone::{alone, eventually};
 use small_guest::{DATA, counting_code, endless_code, guest, next_count, peek, poke};
 use systrap::{Error, Options, StubExit, SwitchError, Systrap};
 
-/// The promise is 100 ms; a busy machine may take longer to run the threads that are concerned.
-const AT_ONCE: Duration = Duration::from_secs(1);
+/// What is promised; it takes about a tenth of a millisecond.
+const AT_ONCE: Duration = Duration::from_millis(100);
 const LIMIT: Duration = Duration::from_secs(10);
 const KILLED: StubExit = StubExit::Signal(libc::SIGKILL);
 
@@ -34,7 +34,8 @@ fn kill(pid: i32) {
 #[test]
 fn a_switch_ends_with_an_error_when_its_stub_process_is_killed() {
     let platform = platform();
-    for _ in 0..10 {
+    let mut delays = Vec::new();
+    for _ in 0..11 {
         let (space, mut context) = guest(&platform, &endless_code());
         let pid = space.pid();
         let killer = thread::spawn(move || {
@@ -46,11 +47,13 @@ fn a_switch_ends_with_an_error_when_its_stub_process_is_killed() {
         let noticed = Instant::now();
         let killed = killer.join().expect("the killing thread ended");
         assert!(matches!(result, Err(SwitchError::StubDied { how: KILLED })), "{result:?}");
-        let delay = noticed.saturating_duration_since(killed);
-        println!("noticed after {delay:?}");
-        assert!(delay < AT_ONCE, "noticed only after {delay:?}");
+        delays.push(noticed.saturating_duration_since(killed));
         assert_eq!(space.exit(), Some(KILLED));
     }
+    delays.sort();
+    println!("noticed after {delays:?}");
+    // A busy machine may let one of them wait, but not most: a lost wake-up would cost each half a second.
+    assert!(delays[delays.len() / 2] < AT_ONCE, "noticed only after {delays:?}");
 }
 
 #[test]
@@ -134,12 +137,12 @@ fn a_killed_template_is_a_clear_error_and_the_others_live() {
 #[test]
 fn a_template_killed_while_address_spaces_are_made_is_an_error_each_time() {
     alone("a_template_killed_while_address_spaces_are_made_is_an_error_each_time", || {
-        for round in 0..20 {
+        for round in 0..120 {
             let platform = platform();
             let template = alone::children()[0];
             thread::scope(|scope| {
                 scope.spawn(move || {
-                    thread::sleep(Duration::from_micros(round * 300));
+                    thread::sleep(Duration::from_micros(round * 50));
                     kill(template);
                 });
                 let error = loop {
@@ -157,16 +160,15 @@ fn a_template_killed_while_address_spaces_are_made_is_an_error_each_time() {
 }
 
 /// Starts a copy of this test as a supervisor, kills it when it has printed a line, and waits until every
-/// process below it has ended: orphans come to this process, which is a subreaper.
-fn kill_supervisor(test: &str, role: &str, delay: Duration) {
+/// process below it has ended: orphans come to this process, which is a subreaper. Returns how many it had.
+fn kill_supervisor(test: &str, role: &str, delay: Duration) -> usize {
     let mut child = alone::command(test, role).stdout(Stdio::piped()).spawn().expect("a supervisor");
     let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     let ready = lines.any(|line| line.is_ok_and(|line| line.ends_with("READY")));
     assert!(ready, "the supervisor got ready");
     thread::sleep(delay);
     let pid = child.id() as i32;
-    let family = descendants(pid);
-    assert!(!family.is_empty(), "there are stub processes to be left behind");
+    let family = alone::children_of(pid);
     kill(pid);
     child.wait().expect("the supervisor is reaped");
     eventually("every stub process has ended", LIMIT, || {
@@ -174,16 +176,10 @@ fn kill_supervisor(test: &str, role: &str, delay: Duration) {
         while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::__WALL | libc::WNOHANG) } > 0 {}
         alone::children().is_empty()
     });
-    for pid in family {
-        assert!(alone::parent_and_state(pid).is_none(), "the stub process {pid} is left");
+    for pid in &family {
+        assert!(alone::parent_and_state(*pid).is_none(), "the stub process {pid} is left");
     }
-}
-
-fn descendants(of: i32) -> Vec<i32> {
-    let pids = std::fs::read_dir("/proc").expect("/proc is mounted").flatten();
-    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| alone::parent_and_state(*pid).is_some_and(|(parent, _)| parent == of))
-        .collect()
+    family.len()
 }
 
 fn become_subreaper() {
@@ -204,7 +200,8 @@ fn no_stub_process_survives_a_killed_supervisor() {
     }
     alone(NAME, || {
         become_subreaper();
-        kill_supervisor(NAME, "supervisor", Duration::from_millis(20));
+        let had = kill_supervisor(NAME, "supervisor", Duration::from_millis(20));
+        assert_eq!(had, 7, "template, address space, five forks");
     });
 }
 
@@ -222,7 +219,26 @@ fn no_stub_process_survives_a_supervisor_killed_while_it_makes_some() {
     alone(NAME, || {
         become_subreaper();
         for round in 0..20 {
-            kill_supervisor(NAME, "supervisor", Duration::from_micros(round * 217));
+            let had = kill_supervisor(NAME, "supervisor", Duration::from_micros(round * 217));
+            assert!(had >= 2, "template, address space");
         }
+    });
+}
+
+#[test]
+fn no_stub_process_survives_a_supervisor_killed_while_it_makes_platforms() {
+    const NAME: &str = "no_stub_process_survives_a_supervisor_killed_while_it_makes_platforms";
+    if alone::role().as_deref() == Some("supervisor") {
+        println!("READY");
+        loop {
+            drop(platform());
+        }
+    }
+    alone(NAME, || {
+        become_subreaper();
+        let had: usize = (0..40)
+            .map(|round| kill_supervisor(NAME, "supervisor", Duration::from_micros(round * 117)))
+            .sum();
+        assert!(had > 0, "it was never caught with a template");
     });
 }

@@ -43,6 +43,7 @@ fn wait_for_any(options: i32) -> Result<i32, i32> {
 }
 
 #[test]
+#[allow(clippy::zombie_processes, reason = "they are waited for by waitpid")]
 fn the_embedder_waits_for_its_own_children_only() {
     alone("the_embedder_waits_for_its_own_children_only", || {
         let platform = platform();

@@ -1,10 +1,13 @@
 //! Interrupts: each is reported once, whatever the guest is doing, and leaves no trace in the guest.
 
+#![allow(unsafe_code)]
+
 #[path = "common/invariant_guest.rs"]
 mod invariant_guest;
 #[path = "common/small_guest.rs"]
 mod small_guest;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -43,9 +46,18 @@ fn spin(turns: u64) {
     }
 }
 
+/// Set when dropped: the supervising thread has ended, however.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Raises `count` interrupts at random moments, each only after the one before was reported.
-fn interrupt_at_random(interrupter: &Interrupter, count: u64, mut random: Random) {
-    for _ in 0..count {
+fn interrupt_at_random(interrupter: &Interrupter, count: u64, ended: &AtomicBool, mut random: Random) {
+    for number in 1..=count {
         match random.below(64) {
             0..8 => thread::sleep(Duration::from_micros(random.below(300))),
             8..20 => spin(random.below(50)),
@@ -53,6 +65,10 @@ fn interrupt_at_random(interrupter: &Interrupter, count: u64, mut random: Random
         }
         interrupter.interrupt();
         while interrupter.is_pending() {
+            assert!(
+                !ended.load(Ordering::SeqCst),
+                "interrupt {number} of {count} is pending, and its supervisor has failed or seen {count} already"
+            );
             // Not a spin: it would take the core from the thread that has to report it.
             thread::sleep(Duration::from_micros(1));
         }
@@ -138,6 +154,7 @@ fn every_interrupt_is_reported_once_and_no_register_is_ever_wrong() {
     let count = interrupt_count() / GUESTS;
     let platform = Systrap::new(Options::new()).expect("a platform");
     let spaces = [0, 1, 2].map(|_| platform.new_address_space().expect("an address space"));
+    let ended = [const { AtomicBool::new(false) }; GUESTS as usize];
     let guests = (0..GUESTS).map(|number| {
         let (space, first) = (&spaces[number as usize % spaces.len()], number < spaces.len() as u64);
         (number, space, Guest::new(&platform, space, number, first))
@@ -145,8 +162,10 @@ fn every_interrupt_is_reported_once_and_no_register_is_ever_wrong() {
     thread::scope(|scope| {
         for (number, space, mut guest) in guests {
             let interrupter = guest.context.interrupter();
-            scope.spawn(move || interrupt_at_random(&interrupter, count, Random(number + 1)));
+            let ended = &ended[number as usize];
+            scope.spawn(move || interrupt_at_random(&interrupter, count, ended, Random(number + 1)));
             scope.spawn(move || {
+                let _ended = Ended(ended);
                 let seen = supervise(&mut guest, space, count, Random(number + 77));
                 println!("guest {number}: {seen:?}");
                 // All interrupts were raised and reported: nothing more may come.
@@ -157,6 +176,39 @@ fn every_interrupt_is_reported_once_and_no_register_is_ever_wrong() {
                 guest.check();
                 seen.assert_all_ways_were_taken(count);
             });
+        }
+    });
+}
+
+/// The signal behind an interrupt can arrive when its interrupt has been reported already.
+#[test]
+fn a_late_interrupt_signal_is_no_event_and_harms_no_register() {
+    const SIGNAL: i32 = libc::SIGCHLD;
+    const SIGNALS: u64 = 5_000;
+    let platform = Systrap::new(Options::new()).expect("a platform");
+    let space = platform.new_address_space().expect("an address space");
+    let mut guest = Guest::new(&platform, &space, 9, true);
+    assert!(!guest.run(&space));
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", space.pid())).expect("the stub process lives");
+    let tasks = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok());
+    let thread = tasks.max().expect("the stub thread is younger than the leader");
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ended = Ended(&ended);
+            let mut random = Random(5);
+            for _ in 0..SIGNALS {
+                // SAFETY: takes values only.
+                let sent = unsafe { libc::syscall(libc::SYS_tgkill, space.pid(), thread, SIGNAL) };
+                assert_eq!(sent, 0, "the stub thread lives");
+                spin(random.below(2_000));
+            }
+        });
+        let mut random = Random(6);
+        while !ended.load(Ordering::SeqCst) {
+            guest.answer(random.below(100_000) as u32);
+            assert!(!guest.run(&space), "nobody asked for an interrupt");
+            guest.check();
         }
     });
 }

@@ -1,7 +1,7 @@
 //! The seccomp filters: of stub processes, and (as rules) of the supervisor.
 //!
 //! seccompiler compiles the conditions on numbers and arguments. It cannot match the instruction pointer,
-//! so [`assemble`] puts a dispatcher on the instruction pointer in front of what it compiled.
+//! so the assembler puts a dispatcher on the instruction pointer in front of what it compiled.
 
 mod assemble;
 mod supervisor;

@@ -22,6 +22,8 @@ const STUB_SLEEP_NS: u64 = 500_000_000;
 pub(crate) struct ThreadPool {
     /// Threads that wait for a RESUME_FULL: slot and thread id.
     parked: Vec<(u32, i32)>,
+    /// Slots for which no thread could be made.
+    vacant: Vec<u32>,
     /// Slots that never had a thread begin here.
     untouched: u32,
     /// Slots that exist in the memfd.
@@ -30,7 +32,7 @@ pub(crate) struct ThreadPool {
 
 impl ThreadPool {
     pub(super) fn new() -> Self {
-        Self { parked: Vec::new(), untouched: 1, usable: SLOT_STEP }
+        Self { parked: Vec::new(), vacant: Vec::new(), untouched: 1, usable: SLOT_STEP }
     }
 }
 
@@ -84,22 +86,28 @@ impl Subprocess {
             if let Some((slot, tid)) = pool.parked.pop() {
                 return Ok(StubThread { process: Arc::clone(self), slot, tid });
             }
-            let slot = pool.untouched;
-            if u64::from(slot) == MAX_SLOTS {
-                return Err(Error::TooMany {
-                    what: "stub threads in an address space",
-                    limit: MAX_SLOTS - 1,
-                });
-            }
-            if slot == pool.usable {
-                let usable = pool.usable + SLOT_STEP;
-                self.slots.grow(usable).map_err(|source| Error::host("growing the sysmsg memfd", source))?;
-                pool.usable = usable;
-            }
-            pool.untouched += 1;
-            slot
+            if let Some(slot) = pool.vacant.pop() { slot } else { self.new_slot(&mut pool)? }
         };
-        self.start_thread(slot)
+        self.start_thread(slot).inspect_err(|error| {
+            // The host refused: no thread knows of the slot.
+            if matches!(error, Error::Stub { .. }) {
+                self.threads.lock().unwrap_or_else(PoisonError::into_inner).vacant.push(slot);
+            }
+        })
+    }
+
+    fn new_slot(&self, pool: &mut ThreadPool) -> Result<u32, Error> {
+        let slot = pool.untouched;
+        if u64::from(slot) == MAX_SLOTS {
+            return Err(Error::TooMany { what: "stub threads in an address space", limit: MAX_SLOTS - 1 });
+        }
+        if slot == pool.usable {
+            let usable = pool.usable + SLOT_STEP;
+            self.slots.grow(usable).map_err(|source| Error::host("growing the sysmsg memfd", source))?;
+            pool.usable = usable;
+        }
+        pool.untouched += 1;
+        Ok(slot)
     }
 
     /// Makes a stub thread in a slot that never had one.

@@ -54,7 +54,11 @@ pub fn eventually(what: &str, limit: Duration, mut condition: impl FnMut() -> bo
 
 /// The children of this process that exist, dead and unreaped ones included, whatever signal they exit with.
 pub fn children() -> Vec<i32> {
-    let own = std::process::id() as i32;
+    children_of(std::process::id() as i32)
+}
+
+/// The same of another process.
+pub fn children_of(own: i32) -> Vec<i32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").expect("/proc is mounted").flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
@@ -105,7 +109,7 @@ pub fn mapping_count() -> usize {
     std::fs::read_to_string("/proc/self/maps").expect("/proc is mounted").lines().count()
 }
 
-/// Turns this process into an ordinary user's if it is root's. True if it could do so.
+/// Turns this process into an ordinary user's if it is root's.
 pub fn become_ordinary_user() {
     const NOBODY: libc::uid_t = 65534;
     // SAFETY: takes values only.
