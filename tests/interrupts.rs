@@ -7,7 +7,7 @@ mod invariant_guest;
 #[path = "common/small_guest.rs"]
 mod small_guest;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -184,7 +184,8 @@ fn every_interrupt_is_reported_once_and_no_register_is_ever_wrong() {
 #[test]
 fn a_late_interrupt_signal_is_no_event_and_harms_no_register() {
     const SIGNAL: i32 = libc::SIGCHLD;
-    const SIGNALS: u64 = 5_000;
+    const SIGNALS: u64 = 2_000;
+    const CALLS: u64 = 100;
     let platform = Systrap::new(Options::new()).expect("a platform");
     let space = platform.new_address_space().expect("an address space");
     let mut guest = Guest::new(&platform, &space, 9, true);
@@ -192,23 +193,30 @@ fn a_late_interrupt_signal_is_no_event_and_harms_no_register() {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", space.pid())).expect("the stub process lives");
     let tasks = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok());
     let thread = tasks.max().expect("the stub thread is younger than the leader");
-    let ended = AtomicBool::new(false);
+    let (ended, failed) = (AtomicBool::new(false), AtomicBool::new(false));
+    let calls = AtomicU64::new(0);
     thread::scope(|scope| {
         scope.spawn(|| {
             let _ended = Ended(&ended);
             let mut random = Random(5);
-            for _ in 0..SIGNALS {
+            let mut sent = 0;
+            let enough = || calls.load(Ordering::SeqCst) >= CALLS || failed.load(Ordering::SeqCst);
+            while sent < SIGNALS || !enough() {
                 // SAFETY: takes values only.
-                let sent = unsafe { libc::syscall(libc::SYS_tgkill, space.pid(), thread, SIGNAL) };
-                assert_eq!(sent, 0, "the stub thread lives");
+                let result = unsafe { libc::syscall(libc::SYS_tgkill, space.pid(), thread, SIGNAL) };
+                assert!(result == 0, "the stub thread lives");
+                sent += 1;
                 spin(random.below(2_000));
             }
         });
+        let _failed = Ended(&failed);
         let mut random = Random(6);
         while !ended.load(Ordering::SeqCst) {
-            guest.answer(random.below(100_000) as u32);
+            // Long enough for most of them to find the guest in its own code.
+            guest.answer(random.below(10_000_000) as u32);
             assert!(!guest.run(&space), "nobody asked for an interrupt");
             guest.check();
+            calls.fetch_add(1, Ordering::SeqCst);
         }
     });
 }
