@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -60,7 +61,22 @@ pub(crate) struct RequestPages {
     file: File,
     map: MmapRaw,
     free: Mutex<FreePages>,
+    abandoned: Mutex<Vec<Abandoned>>,
 }
+
+/// What a stub process may hold of which nobody knows whether it exists.
+#[derive(Debug)]
+struct Abandoned {
+    since: Instant,
+    page: u32,
+    /// Keeps the descriptor's number from being used for something else.
+    _slots: Slots,
+}
+
+/// How long an unknown stub process may take to find out that it is not wanted. It needs some microseconds.
+const ABANDONED_FOR: Duration = Duration::from_secs(60);
+/// How many abandoned areas are kept at most: each is two mappings and a descriptor.
+const MAX_ABANDONED: usize = 256;
 
 #[derive(Debug)]
 struct FreePages {
@@ -82,7 +98,8 @@ impl RequestPages {
             | SealFlag::F_SEAL_GROW
             | SealFlag::F_SEAL_FUTURE_WRITE;
         seal(&file, seals)?;
-        Ok(Self { file, map, free: Mutex::new(FreePages { released: Vec::new(), untouched: 0 }) })
+        let free = Mutex::new(FreePages { released: Vec::new(), untouched: 0 });
+        Ok(Self { file, map, free, abandoned: Mutex::new(Vec::new()) })
     }
 
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
@@ -91,6 +108,7 @@ impl RequestPages {
 
     /// Takes a page whose contents are as new.
     pub(crate) fn take(&self) -> Result<u32, Error> {
+        self.reclaim()?;
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = free.released.pop() {
             self.page(index).seq.store(0, Ordering::Relaxed);
@@ -107,6 +125,39 @@ impl RequestPages {
     /// Gives a page back; nobody may read it any more.
     pub(crate) fn give_back(&self, index: u32) {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).released.push(index);
+    }
+
+    /// Takes out of use what a clone child may have, when its parent ended without saying whether there is a child.
+    ///
+    /// Such a child would serve the requests of whoever got the page next, and move the file offset of whatever
+    /// got the descriptor's number next. So neither is used again for a while, and the page holds a request that no
+    /// filter admits: it ends the child at its first look, all signals of a leader being blocked.
+    pub(crate) fn abandon(&self, page: u32, slots: Slots) {
+        let request = self.page(page);
+        request.ops[0].nr.store(u64::MAX, Ordering::Relaxed);
+        request.count.store(1, Ordering::Relaxed);
+        request.seq.store(1, Ordering::SeqCst);
+        crate::sys::futex_wake_shared(&request.seq);
+        let mut abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
+        abandoned.push(Abandoned { since: Instant::now(), page, _slots: slots });
+    }
+
+    /// Puts back into use what was abandoned long ago.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooMany`] while guests abandon faster than that.
+    fn reclaim(&self) -> Result<(), Error> {
+        let mut abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
+        let young = abandoned.iter().position(|it| it.since.elapsed() < ABANDONED_FOR);
+        let old = young.unwrap_or(abandoned.len());
+        for it in abandoned.drain(..old) {
+            self.give_back(it.page);
+        }
+        if abandoned.len() < MAX_ABANDONED {
+            return Ok(());
+        }
+        Err(Error::TooMany { what: "forks whose parent died meanwhile", limit: MAX_ABANDONED as u64 })
     }
 
     pub(crate) fn page(&self, index: u32) -> &Request {

@@ -64,8 +64,11 @@ impl Subprocess {
     /// A new process says hello once its shared areas are in place: sequence number 0, result 1.
     pub(super) fn wait_for_hello(&self) -> Result<(), Error> {
         let answer = self.wait_for_answer(0)?;
-        debug_assert_eq!(answer.result, 1, "the hello of leader.rs");
-        Ok(())
+        if answer.result == 1 && answer.left == 0 {
+            return Ok(());
+        }
+        self.kill();
+        Err(Error::StubDied { how: StubExit::Unknown })
     }
 
     fn wait_for_answer(&self, seq: u32) -> Result<Answer, Error> {

@@ -103,19 +103,25 @@ impl Subprocess {
         Ok((Slots::new()?, requests.take()?))
     }
 
-    /// Takes charge of the new process `pid`.
-    fn adopt(
-        pid: i32,
-        base: u64,
-        requests: &Arc<RequestPages>,
-        page: u32,
-        slots: Slots,
-    ) -> Result<Arc<Self>, Error> {
+    /// A pidfd of the new process `pid`.
+    fn open_child(pid: i32) -> Result<OwnedFd, Error> {
         let pidfd =
             sys::pidfd_open(pid).map_err(|source| Error::host("pidfd_open of a stub process", source))?;
         // Proof that the pid is a child of ours and not somebody's who got the number since.
         sys::wait_pidfd(pidfd.as_fd(), false).map_err(|_| Error::StubDied { how: StubExit::Unknown })?;
-        Ok(Arc::new(Self {
+        Ok(pidfd)
+    }
+
+    /// Takes charge of a new process.
+    fn adopt(
+        pid: i32,
+        pidfd: OwnedFd,
+        base: u64,
+        requests: &Arc<RequestPages>,
+        page: u32,
+        slots: Slots,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             pid,
             pidfd,
             life: RwLock::new(Life::Alive),
@@ -126,7 +132,7 @@ impl Subprocess {
             leader: Mutex::new(LeaderSeat::default()),
             threads: Mutex::new(ThreadPool::new()),
             attached: Mutex::new(Vec::new()),
-        }))
+        })
     }
 
     /// Makes a stub process whose guest memory is a copy-on-write copy of this one's.
@@ -143,13 +149,25 @@ impl Subprocess {
         let call = HostCall { what: "clone", nr: libc::SYS_clone, args };
         let pid = match self.host_call(&call) {
             Ok(pid) => i32::try_from(pid).unwrap_or(-1),
-            Err(error) => {
+            // The leader itself says that there is no child.
+            Err(error @ Error::Stub { .. }) => {
                 self.requests.give_back(page);
                 return Err(error);
             }
+            // This process ended between the clone and the answer, perhaps: somebody may hold page and descriptor.
+            Err(error) => {
+                self.requests.abandon(page, slots);
+                return Err(error);
+            }
         };
-        // Without a pidfd the child cannot be killed safely: it keeps its page, runs no guest, and ends with the supervisor.
-        let child = Self::adopt(pid, self.base, &self.requests, page, slots)?;
+        let pidfd = match Self::open_child(pid) {
+            Ok(pidfd) => pidfd,
+            Err(error) => {
+                self.requests.abandon(page, slots);
+                return Err(error);
+            }
+        };
+        let child = Self::adopt(pid, pidfd, self.base, &self.requests, page, slots);
         reaper.watch(&child)?;
         match child.wait_for_hello() {
             Ok(()) => Ok(child),

@@ -79,7 +79,8 @@ impl Reaper {
         let forked = receive.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()));
         let reaper = Self { shared, thread: Some(thread) };
         let pid = forked.map_err(|source| Error::host("forking the template stub process", source))?;
-        let template = Subprocess::adopt(pid, base, requests, prepared.page, prepared.slots)?;
+        let pidfd = Subprocess::open_child(pid)?;
+        let template = Subprocess::adopt(pid, pidfd, base, requests, prepared.page, prepared.slots);
         reaper.watch(&template)?;
         template.wait_for_hello()?;
         Ok((reaper, template))
