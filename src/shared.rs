@@ -74,7 +74,7 @@ struct Abandoned {
 }
 
 /// How long an unknown stub process may take to find out that it is not wanted. It needs some microseconds.
-const ABANDONED_FOR: Duration = Duration::from_secs(60);
+const ABANDONED_FOR: Duration = Duration::from_secs(10);
 /// How many abandoned areas are kept at most: each is two mappings and a descriptor.
 const MAX_ABANDONED: usize = 256;
 

@@ -147,6 +147,7 @@ impl Subprocess {
         let request_fd = self.requests.file().as_raw_fd() as u64;
         let args = [CLONE_PROCESS_FLAGS, 0, memfd, offset, supervisor as u64, request_fd];
         let call = HostCall { what: "clone", nr: libc::SYS_clone, args };
+        let birth = reaper.birth();
         let pid = match self.host_call(&call) {
             Ok(pid) => i32::try_from(pid).unwrap_or(-1),
             // The leader itself says that there is no child.
@@ -157,6 +158,7 @@ impl Subprocess {
             // This process ended between the clone and the answer, perhaps: somebody may hold page and descriptor.
             Err(error) => {
                 self.requests.abandon(page, slots);
+                reaper.expect_stranger();
                 return Err(error);
             }
         };
@@ -164,11 +166,13 @@ impl Subprocess {
             Ok(pidfd) => pidfd,
             Err(error) => {
                 self.requests.abandon(page, slots);
+                reaper.expect_stranger();
                 return Err(error);
             }
         };
         let child = Self::adopt(pid, pidfd, self.base, &self.requests, page, slots);
         reaper.watch(&child)?;
+        drop(birth);
         match child.wait_for_hello() {
             Ok(()) => Ok(child),
             Err(error) => {

@@ -5,9 +5,9 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -17,15 +17,23 @@ use super::Subprocess;
 use super::template::{self, Files, Plan};
 use crate::Error;
 use crate::shared::RequestPages;
+use crate::sys;
 
 /// Key of the eventfd among the pidfds.
 const WAKE_KEY: u64 = 0;
+
+/// How long, and how often, ended children are looked for that nobody knows of.
+const STRANGERS_FOR: Duration = Duration::from_secs(10);
+const LOOK_FOR_STRANGERS_MS: u8 = 50;
 
 #[derive(Debug)]
 struct Shared {
     epoll: Epoll,
     wake: EventFd,
     state: Mutex<State>,
+    /// Read-locked from the request for a clone until the child is watched: meanwhile a child that is not watched
+    /// is no stranger.
+    births: RwLock<()>,
 }
 
 #[derive(Debug)]
@@ -33,6 +41,8 @@ struct State {
     processes: HashMap<u64, Arc<Subprocess>>,
     next_key: u64,
     closing: bool,
+    /// Until when children are looked for that nobody knows of.
+    strangers_until: Option<Instant>,
 }
 
 impl Shared {
@@ -61,8 +71,13 @@ impl Reaper {
         let wake =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(host("eventfd"))?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE_KEY)).map_err(host("epoll_ctl"))?;
-        let state = State { processes: HashMap::new(), next_key: WAKE_KEY + 1, closing: false };
-        let shared = Arc::new(Shared { epoll, wake, state: Mutex::new(state) });
+        let state = State {
+            processes: HashMap::new(),
+            next_key: WAKE_KEY + 1,
+            closing: false,
+            strangers_until: None,
+        };
+        let shared = Arc::new(Shared { epoll, wake, state: Mutex::new(state), births: RwLock::new(()) });
         let (send, receive) = mpsc::channel();
         let of_thread = Arc::clone(&shared);
         let thread = thread::Builder::new()
@@ -71,8 +86,11 @@ impl Reaper {
                 // Blocked here, so that the template is born with every signal blocked and no handler of the
                 // embedder runs on this thread.
                 let _ = SigSet::all().thread_block();
-                if send.send(template::fork(&plan)).is_ok() {
-                    run(&of_thread);
+                let forked = template::fork(&plan);
+                // The template began a session: its process group holds all stub processes, and nobody else.
+                let group = *forked.as_ref().unwrap_or(&0);
+                if send.send(forked).is_ok() {
+                    run(&of_thread, group);
                 }
             })
             .map_err(|source| Error::host("starting the reaper thread", source))?;
@@ -98,6 +116,17 @@ impl Reaper {
             .map_err(|errno| Error::host("epoll_ctl", errno.into()))?;
         state.processes.insert(key, Arc::clone(process));
         Ok(())
+    }
+
+    /// To be held from the request for a clone until the child is watched.
+    pub(crate) fn birth(&self) -> RwLockReadGuard<'_, ()> {
+        self.shared.births.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reaps, when it ends, a child that may exist although nobody knows of it.
+    pub(crate) fn expect_stranger(&self) {
+        self.shared.lock().strangers_until = Some(Instant::now() + STRANGERS_FOR);
+        let _ = self.shared.wake.write(1);
     }
 
     /// How many stub processes have not been reaped.
@@ -129,10 +158,29 @@ impl Prepared {
     }
 }
 
-fn run(shared: &Shared) {
+/// Reaps ended children that are not watched. One that is watched may stand before them: the next look tells.
+fn reap_strangers(shared: &Shared, group: i32) {
+    let Ok(_no_birth) = shared.births.try_write() else { return };
+    while let Some(pid) = sys::ended_in_group(group) {
+        if shared.lock().processes.values().any(|process| process.pid() == pid) {
+            return;
+        }
+        sys::reap(pid);
+    }
+}
+
+fn run(shared: &Shared, group: i32) {
     let mut events = [EpollEvent::empty(); 32];
     loop {
-        let count = shared.epoll.wait(&mut events, EpollTimeout::NONE).unwrap_or(0);
+        let until = shared.lock().strangers_until;
+        let timeout = match until {
+            Some(until) if Instant::now() < until => {
+                reap_strangers(shared, group);
+                EpollTimeout::from(LOOK_FOR_STRANGERS_MS)
+            }
+            _ => EpollTimeout::NONE,
+        };
+        let count = shared.epoll.wait(&mut events, timeout).unwrap_or(0);
         for event in &events[..count] {
             if event.data() == WAKE_KEY {
                 let _ = shared.wake.read();
