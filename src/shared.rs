@@ -12,7 +12,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -67,14 +66,11 @@ pub(crate) struct RequestPages {
 /// What a stub process may hold of which nobody knows whether it exists.
 #[derive(Debug)]
 struct Abandoned {
-    since: Instant,
     page: u32,
     /// Keeps the descriptor's number from being used for something else.
     _slots: Slots,
 }
 
-/// How long an unknown stub process may take to find out that it is not wanted. It needs some microseconds.
-const ABANDONED_FOR: Duration = Duration::from_secs(10);
 /// How many abandoned areas are kept at most: each is two mappings and a descriptor.
 const MAX_ABANDONED: usize = 256;
 
@@ -108,7 +104,10 @@ impl RequestPages {
 
     /// Takes a page whose contents are as new.
     pub(crate) fn take(&self) -> Result<u32, Error> {
-        self.reclaim()?;
+        if self.abandoned_count() >= MAX_ABANDONED {
+            let what = "forks whose parent died meanwhile";
+            return Err(Error::TooMany { what, limit: MAX_ABANDONED as u64 });
+        }
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = free.released.pop() {
             self.page(index).seq.store(0, Ordering::Relaxed);
@@ -130,7 +129,7 @@ impl RequestPages {
     /// Takes out of use what a clone child may have, when its parent ended without saying whether there is a child.
     ///
     /// Such a child would serve the requests of whoever got the page next, and move the file offset of whatever
-    /// got the descriptor's number next. So neither is used again for a while, and the page holds a request that no
+    /// got the descriptor's number next. So neither is used again before the reaper has seen to it that there is none, and the page holds a request that no
     /// filter admits: it ends the child at its first look, all signals of a leader being blocked.
     pub(crate) fn abandon(&self, page: u32, slots: Slots) {
         let request = self.page(page);
@@ -139,25 +138,20 @@ impl RequestPages {
         request.seq.store(1, Ordering::SeqCst);
         crate::sys::futex_wake_shared(&request.seq);
         let mut abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
-        abandoned.push(Abandoned { since: Instant::now(), page, _slots: slots });
+        abandoned.push(Abandoned { page, _slots: slots });
     }
 
-    /// Puts back into use what was abandoned long ago.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TooMany`] while guests abandon faster than that.
-    fn reclaim(&self) -> Result<(), Error> {
+    /// How much is out of use.
+    pub(crate) fn abandoned_count(&self) -> usize {
+        self.abandoned.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Puts the first `count` abandoned areas back into use: no child of their forks is left.
+    pub(crate) fn reclaim(&self, count: usize) {
         let mut abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
-        let young = abandoned.iter().position(|it| it.since.elapsed() < ABANDONED_FOR);
-        let old = young.unwrap_or(abandoned.len());
-        for it in abandoned.drain(..old) {
+        for it in abandoned.drain(..count) {
             self.give_back(it.page);
         }
-        if abandoned.len() < MAX_ABANDONED {
-            return Ok(());
-        }
-        Err(Error::TooMany { what: "forks whose parent died meanwhile", limit: MAX_ABANDONED as u64 })
     }
 
     pub(crate) fn page(&self, index: u32) -> &Request {

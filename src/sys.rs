@@ -162,25 +162,14 @@ pub(crate) fn wait_pidfd(pidfd: BorrowedFd<'_>, reap: bool) -> io::Result<ChildS
     })
 }
 
-/// waitid(P_PGID, WEXITED | WNOHANG | WNOWAIT | __WALL): a child in a process group that has ended, if any.
-pub(crate) fn ended_in_group(group: i32) -> Option<i32> {
-    // SAFETY: an all-zero siginfo_t is valid.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
-    let group = u32::try_from(group).ok()?;
-    // SAFETY: writes the siginfo that it is given.
-    if unsafe { libc::waitid(libc::P_PGID, group, &raw mut info, options) } < 0 {
-        return None;
-    }
-    // SAFETY: waitid filled the SIGCHLD part of the structure, or left it zero.
-    Some(unsafe { info.si_pid() }).filter(|pid| *pid != 0)
-}
-
-/// Reaps a child that has ended.
-pub(crate) fn reap(pid: i32) {
+/// Kills and reaps a child of this process whose pid nobody else uses.
+pub(crate) fn kill_and_reap(pid: i32) {
     let mut status = 0;
-    // SAFETY: writes the status that it is given.
-    unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG | libc::__WALL) };
+    // SAFETY: the signal takes values only, waitpid writes the status that it is given.
+    unsafe {
+        libc::kill(pid, libc::SIGKILL);
+        libc::waitpid(pid, &raw mut status, libc::__WALL);
+    }
 }
 
 /// tgkill(2).

@@ -104,9 +104,4 @@ impl Subprocess {
             }
         }
     }
-
-    /// How the process ended, or an error for a caller that was told it is dead.
-    pub(crate) fn death(&self) -> StubExit {
-        self.exit().unwrap_or(StubExit::Unknown)
-    }
 }

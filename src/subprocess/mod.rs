@@ -157,7 +157,10 @@ impl Subprocess {
             }
             // This process ended between the clone and the answer, perhaps: somebody may hold page and descriptor.
             Err(error) => {
+                self.kill();
+                self.wait_dead(ANSWER_DEADLINE);
                 self.requests.abandon(page, slots);
+                drop(birth);
                 reaper.expect_stranger();
                 return Err(error);
             }
@@ -166,6 +169,7 @@ impl Subprocess {
             Ok(pidfd) => pidfd,
             Err(error) => {
                 self.requests.abandon(page, slots);
+                drop(birth);
                 reaper.expect_stranger();
                 return Err(error);
             }

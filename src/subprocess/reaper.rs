@@ -3,11 +3,11 @@
 //! It is one thread for two reasons: the parent-death signal of all stub processes fires when *this thread*
 //! ends, and it must not end before they do.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -22,9 +22,8 @@ use crate::sys;
 /// Key of the eventfd among the pidfds.
 const WAKE_KEY: u64 = 0;
 
-/// How long, and how often, ended children are looked for that nobody knows of.
-const STRANGERS_FOR: Duration = Duration::from_secs(10);
-const LOOK_FOR_STRANGERS_MS: u8 = 50;
+/// When the search for children that nobody knows of is tried again after others were being born.
+const LOOK_AGAIN_MS: u8 = 5;
 
 #[derive(Debug)]
 struct Shared {
@@ -41,8 +40,6 @@ struct State {
     processes: HashMap<u64, Arc<Subprocess>>,
     next_key: u64,
     closing: bool,
-    /// Until when children are looked for that nobody knows of.
-    strangers_until: Option<Instant>,
 }
 
 impl Shared {
@@ -71,15 +68,10 @@ impl Reaper {
         let wake =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(host("eventfd"))?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE_KEY)).map_err(host("epoll_ctl"))?;
-        let state = State {
-            processes: HashMap::new(),
-            next_key: WAKE_KEY + 1,
-            closing: false,
-            strangers_until: None,
-        };
+        let state = State { processes: HashMap::new(), next_key: WAKE_KEY + 1, closing: false };
         let shared = Arc::new(Shared { epoll, wake, state: Mutex::new(state), births: RwLock::new(()) });
         let (send, receive) = mpsc::channel();
-        let of_thread = Arc::clone(&shared);
+        let (of_thread, pages) = (Arc::clone(&shared), Arc::clone(requests));
         let thread = thread::Builder::new()
             .name("systrap-reaper".to_owned())
             .spawn(move || {
@@ -87,10 +79,8 @@ impl Reaper {
                 // embedder runs on this thread.
                 let _ = SigSet::all().thread_block();
                 let forked = template::fork(&plan);
-                // The template began a session: its process group holds all stub processes, and nobody else.
-                let group = *forked.as_ref().unwrap_or(&0);
                 if send.send(forked).is_ok() {
-                    run(&of_thread, group);
+                    run(&of_thread, &pages);
                 }
             })
             .map_err(|source| Error::host("starting the reaper thread", source))?;
@@ -123,9 +113,8 @@ impl Reaper {
         self.shared.births.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reaps, when it ends, a child that may exist although nobody knows of it.
+    /// Looks for a child that may exist although nobody knows of it, what it may hold having been abandoned.
     pub(crate) fn expect_stranger(&self) {
-        self.shared.lock().strangers_until = Some(Instant::now() + STRANGERS_FOR);
         let _ = self.shared.wake.write(1);
     }
 
@@ -158,27 +147,31 @@ impl Prepared {
     }
 }
 
-/// Reaps ended children that are not watched. One that is watched may stand before them: the next look tells.
-fn reap_strangers(shared: &Shared, group: i32) {
-    let Ok(_no_birth) = shared.births.try_write() else { return };
-    while let Some(pid) = sys::ended_in_group(group) {
-        if shared.lock().processes.values().any(|process| process.pid() == pid) {
-            return;
+/// Kills and reaps children that are not watched; false if that has to be tried again.
+///
+/// The parent of each, who did not say that it made it, is dead: no more can come. All stub processes are children
+/// of the calling thread.
+fn end_strangers(shared: &Shared, requests: &RequestPages) -> bool {
+    let Ok(_no_birth) = shared.births.try_write() else { return false };
+    let abandoned = requests.abandoned_count();
+    let Ok(children) = std::fs::read_to_string("/proc/thread-self/children") else { return false };
+    let known: HashSet<i32> = shared.lock().processes.values().map(|process| process.pid()).collect();
+    for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+        if !known.contains(&pid) {
+            sys::kill_and_reap(pid);
         }
-        sys::reap(pid);
     }
+    requests.reclaim(abandoned);
+    true
 }
 
-fn run(shared: &Shared, group: i32) {
+fn run(shared: &Shared, requests: &RequestPages) {
     let mut events = [EpollEvent::empty(); 32];
     loop {
-        let until = shared.lock().strangers_until;
-        let timeout = match until {
-            Some(until) if Instant::now() < until => {
-                reap_strangers(shared, group);
-                EpollTimeout::from(LOOK_FOR_STRANGERS_MS)
-            }
-            _ => EpollTimeout::NONE,
+        let timeout = if requests.abandoned_count() == 0 || end_strangers(shared, requests) {
+            EpollTimeout::NONE
+        } else {
+            EpollTimeout::from(LOOK_AGAIN_MS)
         };
         let count = shared.epoll.wait(&mut events, timeout).unwrap_or(0);
         for event in &events[..count] {
