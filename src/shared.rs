@@ -60,7 +60,19 @@ pub(crate) struct RequestPages {
     file: File,
     map: MmapRaw,
     free: Mutex<FreePages>,
+    abandoned: Mutex<Vec<Abandoned>>,
 }
+
+/// What a stub process may hold of which nobody knows whether it exists.
+#[derive(Debug)]
+struct Abandoned {
+    page: u32,
+    /// Keeps the descriptor's number from being used for something else.
+    _slots: Slots,
+}
+
+/// How many abandoned areas are kept at most: each is two mappings and a descriptor.
+const MAX_ABANDONED: usize = 256;
 
 #[derive(Debug)]
 struct FreePages {
@@ -82,7 +94,8 @@ impl RequestPages {
             | SealFlag::F_SEAL_GROW
             | SealFlag::F_SEAL_FUTURE_WRITE;
         seal(&file, seals)?;
-        Ok(Self { file, map, free: Mutex::new(FreePages { released: Vec::new(), untouched: 0 }) })
+        let free = Mutex::new(FreePages { released: Vec::new(), untouched: 0 });
+        Ok(Self { file, map, free, abandoned: Mutex::new(Vec::new()) })
     }
 
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
@@ -91,6 +104,10 @@ impl RequestPages {
 
     /// Takes a page whose contents are as new.
     pub(crate) fn take(&self) -> Result<u32, Error> {
+        if self.abandoned_count() >= MAX_ABANDONED {
+            let what = "forks whose parent died meanwhile";
+            return Err(Error::TooMany { what, limit: MAX_ABANDONED as u64 });
+        }
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = free.released.pop() {
             self.page(index).seq.store(0, Ordering::Relaxed);
@@ -107,6 +124,34 @@ impl RequestPages {
     /// Gives a page back; nobody may read it any more.
     pub(crate) fn give_back(&self, index: u32) {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).released.push(index);
+    }
+
+    /// Takes out of use what a clone child may have, when its parent ended without saying whether there is a child.
+    ///
+    /// Such a child would serve the requests of whoever got the page next, and move the file offset of whatever
+    /// got the descriptor's number next. So neither is used again before the reaper has seen to it that there is none, and the page holds a request that no
+    /// filter admits: it ends the child at its first look, all signals of a leader being blocked.
+    pub(crate) fn abandon(&self, page: u32, slots: Slots) {
+        let request = self.page(page);
+        request.ops[0].nr.store(u64::MAX, Ordering::Relaxed);
+        request.count.store(1, Ordering::Relaxed);
+        request.seq.store(1, Ordering::SeqCst);
+        crate::sys::futex_wake_shared(&request.seq);
+        let mut abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
+        abandoned.push(Abandoned { page, _slots: slots });
+    }
+
+    /// How much is out of use.
+    pub(crate) fn abandoned_count(&self) -> usize {
+        self.abandoned.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Puts the first `count` abandoned areas back into use: no child of their forks is left.
+    pub(crate) fn reclaim(&self, count: usize) {
+        let mut abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
+        for it in abandoned.drain(..count) {
+            self.give_back(it.page);
+        }
     }
 
     pub(crate) fn page(&self, index: u32) -> &Request {

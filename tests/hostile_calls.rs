@@ -30,6 +30,7 @@ const LIMIT: Duration = Duration::from_secs(55);
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 
 #[test]
+#[allow(clippy::zombie_processes, reason = "the tracer waits for it")]
 fn only_listed_calls_reach_the_kernel() {
     if std::env::var_os(ROLE).is_some() {
         return hostile_supervisor();

@@ -336,7 +336,7 @@ fn wait_for_state(pid: i32, state: char) {
 
 #[test]
 fn rule_12_calls_from_ever_new_places_cost_the_supervisor_no_memory() {
-    const SITES: u64 = 40_000;
+    const SITES: u64 = 20_000;
     let platform = platform();
     let space = guest(&platform, |a| {
         for _ in 0..SITES {
@@ -352,7 +352,7 @@ fn rule_12_calls_from_ever_new_places_cost_the_supervisor_no_memory() {
     }
     let grown = resident_kib().saturating_sub(before);
     println!("{SITES} sites: the supervisor grew by {grown} KiB");
-    // 40,000 records of 512 bytes would be 20 MiB; other tests of this program run at the same time.
+    // 20,000 records of 1 KiB would be 20 MiB; other tests of this program run at the same time.
     assert!(grown < 16 * 1024, "{grown} KiB");
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use systrap_stub::request::{Answer, SEQ_BITS};
 
 use super::{ANSWER_DEADLINE, Subprocess};
-use crate::{Error, sys};
+use crate::{Error, StubExit, sys};
 
 /// How often the answer is looked at before the supervisor sleeps; a look takes about 90 ns.
 const LOOKS_BEFORE_SLEEP: u32 = 20;
@@ -64,8 +64,11 @@ impl Subprocess {
     /// A new process says hello once its shared areas are in place: sequence number 0, result 1.
     pub(super) fn wait_for_hello(&self) -> Result<(), Error> {
         let answer = self.wait_for_answer(0)?;
-        debug_assert_eq!(answer.result, 1, "the hello of leader.rs");
-        Ok(())
+        if answer.result == 1 && answer.left == 0 {
+            return Ok(());
+        }
+        self.kill();
+        Err(Error::StubDied { how: StubExit::Unknown })
     }
 
     fn wait_for_answer(&self, seq: u32) -> Result<Answer, Error> {

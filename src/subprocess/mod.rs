@@ -74,6 +74,14 @@ enum Life {
     Dead(StubExit),
 }
 
+/// A new process that could not be taken charge of.
+#[derive(Debug)]
+struct NotAdopted {
+    error: Error,
+    /// It certainly does not exist any more.
+    gone: bool,
+}
+
 /// One stub process. Dropped by the reaper only after the process was reaped, so that nothing it shares is
 /// reused before.
 #[derive(Debug)]
@@ -112,32 +120,34 @@ impl Subprocess {
         Ok((Slots::new()?, requests.take()?))
     }
 
-    /// Takes charge of the new process `pid`.
+    /// A pidfd of the new process `pid`.
+    fn open_child(pid: i32) -> Result<OwnedFd, NotAdopted> {
+        let pidfd = sys::pidfd_open(pid).map_err(|source| {
+            // Usually the table of open files is full. The leader said that the child is ours, and nobody else
+            // knows of it.
+            if source.raw_os_error() != Some(libc::ESRCH) {
+                sys::kill_and_reap_child(pid);
+            }
+            let error = Error::host("pidfd_open of a stub process", source);
+            NotAdopted { error, gone: true }
+        })?;
+        // Proof that the pid is a child of ours and not somebody's who got the number since.
+        match sys::wait_pidfd(pidfd.as_fd(), false) {
+            Ok(_) => Ok(pidfd),
+            Err(_) => Err(NotAdopted { error: Error::StubDied { how: StubExit::Unknown }, gone: false }),
+        }
+    }
+
+    /// Takes charge of a new process.
     fn adopt(
         pid: i32,
+        pidfd: OwnedFd,
         base: u64,
         requests: &Arc<RequestPages>,
         page: u32,
         slots: Slots,
-    ) -> Result<Arc<Self>, Error> {
-        let pidfd = match sys::pidfd_open(pid) {
-            Ok(pidfd) => pidfd,
-            Err(source) => {
-                // Usually the table of open files is full: the slots' descriptor makes room for the pidfd.
-                drop(slots);
-                if let Ok(pidfd) = sys::pidfd_open(pid)
-                    && sys::wait_pidfd(pidfd.as_fd(), false).is_ok()
-                {
-                    let _ = sys::pidfd_kill(pidfd.as_fd());
-                    sys::reap_pidfd(pidfd.as_fd());
-                    requests.give_back(page);
-                }
-                return Err(Error::host("pidfd_open of a stub process", source));
-            }
-        };
-        // Proof that the pid is a child of ours and not somebody's who got the number since.
-        sys::wait_pidfd(pidfd.as_fd(), false).map_err(|_| Error::StubDied { how: StubExit::Unknown })?;
-        Ok(Arc::new(Self {
+    ) -> Arc<Self> {
+        Arc::new(Self {
             pid,
             pidfd,
             life: RwLock::new(Life::Alive),
@@ -148,7 +158,7 @@ impl Subprocess {
             leader: Mutex::new(LeaderSeat::default()),
             threads: Mutex::new(ThreadPool::new()),
             attached: Mutex::new(Vec::new()),
-        }))
+        })
     }
 
     /// Makes a stub process whose guest memory is a copy-on-write copy of this one's.
@@ -166,19 +176,40 @@ impl Subprocess {
         let request_fd = self.requests.file().as_raw_fd() as u64;
         let args = [CLONE_PROCESS_FLAGS, 0, memfd, offset, supervisor as u64, request_fd];
         let call = HostCall { what: "clone", nr: libc::SYS_clone, args };
+        let birth = reaper.birth();
         let pid = match self.host_call(&call) {
             Ok(pid) => i32::try_from(pid).unwrap_or(-1),
+            // The leader itself says that there is no child.
+            Err(error @ Error::Stub { .. }) => {
+                self.requests.give_back(page);
+                return Err(error);
+            }
+            // This process ended between the clone and the answer, perhaps: somebody may hold page and descriptor.
             Err(error) => {
-                // After any other error a child that nobody knows may exist: the page stays its own.
-                if matches!(error, Error::Stub { .. }) {
-                    self.requests.give_back(page);
-                }
+                self.kill();
+                self.wait_dead(ANSWER_DEADLINE);
+                self.requests.abandon(page, slots);
+                drop(birth);
+                reaper.expect_stranger();
                 return Err(error);
             }
         };
-        // A child without a pidfd cannot be killed safely: it keeps its page, runs no guest, and ends with the platform.
-        let child = Self::adopt(pid, self.base, &self.requests, page, slots)?;
+        let pidfd = match Self::open_child(pid) {
+            Ok(pidfd) => pidfd,
+            Err(NotAdopted { error, gone: true }) => {
+                self.requests.give_back(page);
+                return Err(error);
+            }
+            Err(NotAdopted { error, gone: false }) => {
+                self.requests.abandon(page, slots);
+                drop(birth);
+                reaper.expect_stranger();
+                return Err(error);
+            }
+        };
+        let child = Self::adopt(pid, pidfd, self.base, &self.requests, page, slots);
         reaper.watch(&child)?;
+        drop(birth);
         match child.wait_for_hello() {
             Ok(()) => Ok(child),
             Err(error) => {

@@ -3,9 +3,9 @@
 //! It is one thread for two reasons: the parent-death signal of all stub processes fires when *this thread*
 //! ends, and it must not end before they do.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -22,11 +22,17 @@ use crate::sys;
 /// Key of the eventfd among the pidfds.
 const WAKE_KEY: u64 = 0;
 
+/// When the search for children that nobody knows of is tried again after others were being born.
+const LOOK_AGAIN_MS: u8 = 5;
+
 #[derive(Debug)]
 struct Shared {
     epoll: Epoll,
     wake: EventFd,
     state: Mutex<State>,
+    /// Read-locked from the request for a clone until the child is watched: meanwhile a child that is not watched
+    /// is no stranger.
+    births: RwLock<()>,
 }
 
 #[derive(Debug)]
@@ -63,9 +69,9 @@ impl Reaper {
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(host("eventfd"))?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE_KEY)).map_err(host("epoll_ctl"))?;
         let state = State { processes: HashMap::new(), next_key: WAKE_KEY + 1, closing: false };
-        let shared = Arc::new(Shared { epoll, wake, state: Mutex::new(state) });
+        let shared = Arc::new(Shared { epoll, wake, state: Mutex::new(state), births: RwLock::new(()) });
         let (send, receive) = mpsc::channel();
-        let of_thread = Arc::clone(&shared);
+        let (of_thread, pages) = (Arc::clone(&shared), Arc::clone(requests));
         let thread = thread::Builder::new()
             .name("systrap-reaper".to_owned())
             .spawn(move || {
@@ -75,7 +81,7 @@ impl Reaper {
                 let forked = template::fork(&plan);
                 let group = forked.as_ref().ok().copied();
                 if send.send(forked).is_ok() {
-                    run(&of_thread);
+                    run(&of_thread, &pages);
                 }
                 // The template made a session of its own, so every stub process is in its group. One is left
                 // if the template was killed in the moment between making it and saying so.
@@ -87,11 +93,8 @@ impl Reaper {
         let forked = receive.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()));
         let reaper = Self { shared, thread: Some(thread) };
         let pid = forked.map_err(|source| Error::host("forking the template stub process", source))?;
-        let Prepared { slots, page } = prepared;
-        let template = Subprocess::adopt(pid, base, requests, page, slots).inspect_err(|_| {
-            // Not known to the reaper, and perhaps not yet in a group of its own.
-            sys::kill_and_reap_child(pid);
-        })?;
+        let pidfd = Subprocess::open_child(pid).map_err(|not_adopted| not_adopted.error)?;
+        let template = Subprocess::adopt(pid, pidfd, base, requests, prepared.page, prepared.slots);
         reaper.watch(&template)?;
         template.wait_for_hello().map_err(Error::of_template)?;
         Ok((reaper, template))
@@ -109,6 +112,16 @@ impl Reaper {
             .map_err(|errno| Error::host("epoll_ctl", errno.into()))?;
         state.processes.insert(key, Arc::clone(process));
         Ok(())
+    }
+
+    /// To be held from the request for a clone until the child is watched.
+    pub(crate) fn birth(&self) -> RwLockReadGuard<'_, ()> {
+        self.shared.births.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks for a child that may exist although nobody knows of it, what it may hold having been abandoned.
+    pub(crate) fn expect_stranger(&self) {
+        let _ = self.shared.wake.write(1);
     }
 
     /// How many stub processes have not been reaped.
@@ -140,10 +153,33 @@ impl Prepared {
     }
 }
 
-fn run(shared: &Shared) {
+/// Kills and reaps children that are not watched; false if that has to be tried again.
+///
+/// The parent of each, who did not say that it made it, is dead: no more can come. All stub processes are children
+/// of the calling thread.
+fn end_strangers(shared: &Shared, requests: &RequestPages) -> bool {
+    let Ok(_no_birth) = shared.births.try_write() else { return false };
+    let abandoned = requests.abandoned_count();
+    let Ok(children) = std::fs::read_to_string("/proc/thread-self/children") else { return false };
+    let known: HashSet<i32> = shared.lock().processes.values().map(|process| process.pid()).collect();
+    for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+        if !known.contains(&pid) {
+            sys::kill_and_reap_child(pid);
+        }
+    }
+    requests.reclaim(abandoned);
+    true
+}
+
+fn run(shared: &Shared, requests: &RequestPages) {
     let mut events = [EpollEvent::empty(); 32];
     loop {
-        let count = shared.epoll.wait(&mut events, EpollTimeout::NONE).unwrap_or(0);
+        let timeout = if requests.abandoned_count() == 0 || end_strangers(shared, requests) {
+            EpollTimeout::NONE
+        } else {
+            EpollTimeout::from(LOOK_AGAIN_MS)
+        };
+        let count = shared.epoll.wait(&mut events, timeout).unwrap_or(0);
         for event in &events[..count] {
             if event.data() == WAKE_KEY {
                 let _ = shared.wake.read();
