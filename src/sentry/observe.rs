@@ -175,7 +175,7 @@ impl Tracer {
     pub(crate) fn end(&mut self, result: Option<Result<i64, Errno>>) {
         let result = match result {
             None => "?".to_owned(),
-            Some(Ok(value)) if value > 0xffff_ffff || value < -4095 => format!("{value:#x}"),
+            Some(Ok(value)) if !(-4095..=0xffff_ffff).contains(&value) => format!("{value:#x}"),
             Some(Ok(value)) => value.to_string(),
             Some(Err(errno)) if errno.is_restart() => {
                 format!("? {errno:?} (to be restarted if SA_RESTART is set)")
