@@ -55,7 +55,7 @@ pub(crate) struct Timeval {
 impl Timeval {
     /// The same time in nanoseconds; `None` when the microseconds are out of range.
     pub(crate) fn to_timespec(self) -> Option<Timespec> {
-        (0..1_000_000).contains(&self.usec).then_some(Timespec { sec: self.sec, nsec: self.usec * 1000 })
+        (0..1_000_000).contains(&self.usec).then(|| Timespec { sec: self.sec, nsec: self.usec * 1000 })
     }
 }
 

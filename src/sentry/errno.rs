@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// What a system call of a guest ends with when it fails: an `errno` value, or one of the kernel's
-/// internal restart codes, which [`deliver`](super::signals::deliver) turns into `EINTR` or into a second try.
+/// internal restart codes, which signal delivery turns into `EINTR` or into a second try.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(i32);
 

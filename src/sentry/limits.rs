@@ -48,6 +48,11 @@ impl Limits {
         self.0[libc::RLIMIT_NOFILE as usize].soft.min(CEILING) as usize
     }
 
+    /// Whether `RLIMIT_FSIZE` is set: only then does a write that fails with `EFBIG` raise SIGXFSZ.
+    pub(crate) fn limits_file_size(&self) -> bool {
+        self.0[libc::RLIMIT_FSIZE as usize].soft != libc::RLIM_INFINITY
+    }
+
     /// `RLIMIT_STACK`'s soft limit.
     pub(crate) fn stack(&self) -> u64 {
         self.0[libc::RLIMIT_STACK as usize].soft

@@ -2,6 +2,7 @@
 
 use super::errno::Errno;
 use super::guest_memory::GuestMemory;
+use super::signals::{SigInfo, signal_name};
 use super::syscalls::args::{Arg, CallView};
 use super::syscalls::{TABLE_LEN, call_name};
 use crate::{Arch, Entry, Syscall};
@@ -175,7 +176,7 @@ impl Tracer {
     pub(crate) fn end(&mut self, result: Option<Result<i64, Errno>>) {
         let result = match result {
             None => "?".to_owned(),
-            Some(Ok(value)) if value > 0xffff_ffff || value < -4095 => format!("{value:#x}"),
+            Some(Ok(value)) if !(-4095..=0xffff_ffff).contains(&value) => format!("{value:#x}"),
             Some(Ok(value)) => value.to_string(),
             Some(Err(errno)) if errno.is_restart() => {
                 format!("? {errno:?} (to be restarted if SA_RESTART is set)")
@@ -193,7 +194,18 @@ impl Tracer {
         self.end(Some(Err(Errno::ENOSYS)));
     }
 
-    /// A line that is not a call: a signal, the end.
+    /// A signal that is about to take effect.
+    pub(crate) fn signal(&mut self, info: &SigInfo) {
+        let name = signal_name(info.signo());
+        let detail = match (info.code(), info.address()) {
+            // Codes above zero are the kernel's own; those of faults come with an address.
+            (code @ 1..0x80, Some(addr)) => format!("si_code={code}, si_addr={addr:#x}"),
+            (code, _) => format!("si_code={code}"),
+        };
+        self.write_line(&format!("--- {name} {{si_signo={name}, {detail}}} ---"));
+    }
+
+    /// A line that is not a call: the end.
     pub(crate) fn note(&mut self, text: &str) {
         self.write_line(text);
     }
@@ -263,6 +275,7 @@ mod tests {
         tracer.begin("exit_group");
         tracer.before::<i32>(0, &[1, 0, 0, 0, 0, 0], &Ok(1), &memory);
         tracer.end(None);
+        tracer.signal(&SigInfo::from_user(libc::SIGUSR1, libc::SI_TKILL, 1, 0));
         tracer.note("+++ exited with 1 +++");
         drop(tracer);
         let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
@@ -272,6 +285,7 @@ mod tests {
         unlink(0x9)                             = -1 EFAULT (Bad address)
         syscall_999(0x1, 0x2, 0x3, 0x4, 0x5, 0xffff) = -1 ENOSYS (Function not implemented)
         exit_group(1)                           = ?
+        --- SIGUSR1 {si_signo=SIGUSR1, si_code=-6} ---
         +++ exited with 1 +++
         "#);
     }

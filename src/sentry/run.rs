@@ -115,7 +115,8 @@ impl Guest {
     ///
     /// The guest gets this process's working directory, its descriptors that are not close-on-exec, its resource
     /// limits and its terminal. The calling thread's file mode mask becomes 0; signals such as SIGINT and SIGTERM
-    /// are blocked in it and in threads made later, and reach the guest.
+    /// are blocked in it and in threads made later, and reach the guest. SIGPIPE and SIGXFSZ are
+    /// ignored in this process: a guest that writes to a closed pipe gets its own.
     ///
     /// # Errors
     ///
@@ -129,6 +130,7 @@ impl Guest {
         let program = Program::open(cwd.as_fd(), &self.path, self.argv, self.envp)?;
         // Signals are blocked before any thread is made.
         let incoming = Incoming::block();
+        host::ignore_signals_of_files();
         host::install_kick_handler().map_err(setup("signal handler"))?;
 
         let started_at = Instant::now();
@@ -202,16 +204,7 @@ impl Task {
         loop {
             match self.context.switch(mm.space())? {
                 Event::Syscall(call) => self.serve(&call)?,
-                Event::Signal(signal) => {
-                    if let Some(tracer) = &mut self.observer.tracer {
-                        let name = signal_name(signal.signo);
-                        tracer.note(&format!(
-                            "--- {name} {{si_code={}, si_addr={:#x}}} ---",
-                            signal.code, signal.addr
-                        ));
-                    }
-                    self.fault(&signal)?;
-                }
+                Event::Signal(signal) => self.fault(&signal)?,
                 Event::Interrupted => {
                     if self.process.inbox.attention().is_raised() {
                         self.deliver_signals(None)?;

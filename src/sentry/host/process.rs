@@ -48,6 +48,14 @@ pub(crate) fn is_ignored(signo: i32) -> bool {
     }
 }
 
+/// Ignores signals that the kernel sends the supervisor for what it does on the guest's behalf: the guest gets its own.
+pub(crate) fn ignore_signals_of_files() {
+    for signo in [libc::SIGPIPE, libc::SIGXFSZ] {
+        // SAFETY: SIG_IGN runs no code.
+        unsafe { libc::signal(signo, libc::SIG_IGN) };
+    }
+}
+
 fn signal_set(signals: &[i32]) -> libc::sigset_t {
     // SAFETY: sigemptyset initialises the set; sigaddset refuses numbers that are not signals.
     unsafe {

@@ -47,6 +47,9 @@ impl Task {
         while let Some(info) = self.next_signal() {
             let signo = info.signo();
             let disposition = self.process.actions().disposition(signo);
+            if let Some(tracer) = &mut self.observer.tracer {
+                tracer.signal(&info);
+            }
             match disposition {
                 Disposition::Ignore | Disposition::Default(DefaultAction::Ignore) => {}
                 Disposition::Default(DefaultAction::Stop) => {

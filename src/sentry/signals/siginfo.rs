@@ -52,4 +52,11 @@ impl SigInfo {
         info.put(16, &signal.addr.raw().to_ne_bytes());
         info
     }
+
+    /// `si_addr`, for the signals that have one.
+    pub(crate) fn address(&self) -> Option<u64> {
+        let faults = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
+        let (low, high) = (self.int(16) as u32, self.int(20) as u32);
+        faults.contains(&self.signo()).then(|| u64::from(high) << 32 | u64::from(low))
+    }
 }

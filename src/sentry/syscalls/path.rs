@@ -182,7 +182,7 @@ pub(super) fn fchownat(
 
 pub(super) fn truncate(task: &mut Task, path: Path, length: i64) -> SysResult {
     let at = task.locate(libc::AT_FDCWD, &path, true)?;
-    host::truncate(&*at.absolute()?, length).map(done)
+    host::truncate(&at.absolute()?, length).map(done)
 }
 
 /// The times of the `utime` family, as `utimensat` takes them.
@@ -239,6 +239,6 @@ pub(super) fn utime(task: &mut Task, path: Path, times: GuestAddr) -> SysResult 
 pub(super) fn statfs(task: &mut Task, path: Path, buf: Hex) -> SysResult {
     let at = task.locate(libc::AT_FDCWD, &path, true)?;
     let mut bytes = [0; 120];
-    host::statfs(&*at.absolute()?, &mut bytes)?;
+    host::statfs(&at.absolute()?, &mut bytes)?;
     task.memory().write_object(GuestAddr::new(buf.0), &bytes).map(|()| 0)
 }

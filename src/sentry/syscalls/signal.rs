@@ -47,7 +47,9 @@ impl Task {
     /// Changes the mask; signals that it lets through are looked at when the call returns.
     fn set_mask(&mut self, mask: SignalSet) {
         self.signals.mask = mask.minus(SignalSet::UNBLOCKABLE);
-        self.process.inbox.attention().raise();
+        if self.deliverable() != SignalSet::default() {
+            self.process.inbox.attention().raise();
+        }
     }
 
     /// Uses another mask for the length of a call; delivery puts the old one back.

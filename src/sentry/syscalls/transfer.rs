@@ -199,7 +199,7 @@ fn write_through(
                             task.process.pid,
                             0,
                         ));
-                    } else if errno == Errno::EFBIG {
+                    } else if errno == Errno::EFBIG && task.process.limits().limits_file_size() {
                         let _ = task.signal_self(SigInfo::from_kernel(libc::SIGXFSZ));
                     }
                     return if total > 0 { Ok(total as i64) } else { Err(errno) };

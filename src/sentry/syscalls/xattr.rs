@@ -75,7 +75,7 @@ fn set(task: &Task, target: Target<'_>, name: &CStr, value: InBytes, size: usize
         Target::Path(path, follow) => {
             let at = task.locate(libc::AT_FDCWD, path, follow)?;
             let call = if follow { host::setxattr } else { host::lsetxattr };
-            call(&*at.absolute()?, name, &bytes[..], flags)
+            call(&at.absolute()?, name, &bytes[..], flags)
         }
     }
     .map(|_| 0)
@@ -87,7 +87,7 @@ fn remove(task: &Task, target: Target<'_>, name: &CStr) -> SysResult {
         Target::Path(path, follow) => {
             let at = task.locate(libc::AT_FDCWD, path, follow)?;
             let call = if follow { host::removexattr } else { host::lremovexattr };
-            call(&*at.absolute()?, name)
+            call(&at.absolute()?, name)
         }
     }
     .map(|_| 0)
