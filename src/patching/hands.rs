@@ -80,12 +80,18 @@ impl<'a> Hands<'a> {
         if self.work(wire::STORE_WORD, 0, &args)? == 0 { Ok(()) } else { Err(NotDone) }
     }
 
+    /// A core-serialising barrier on every thread of the address space.
     fn barrier(&self, registered: &mut bool) -> Result<(), NotDone> {
-        if !*registered {
+        let barrier = || self.execute(libc::SYS_membarrier, [MEMBARRIER_SYNC_CORE.into(), 0, 0, 0, 0, 0]);
+        // The template registered, where the kernel lets the registration be inherited.
+        if !*registered && barrier().is_err() {
             self.execute(libc::SYS_membarrier, [MEMBARRIER_REGISTER_SYNC_CORE.into(), 0, 0, 0, 0, 0])?;
+        } else if !*registered {
             *registered = true;
+            return Ok(());
         }
-        self.execute(libc::SYS_membarrier, [MEMBARRIER_SYNC_CORE.into(), 0, 0, 0, 0, 0]).map(drop)
+        *registered = true;
+        barrier().map(drop)
     }
 
     /// Makes the steps of a patch in `code`, in order. Its pages are writable meanwhile, and stay executable: other

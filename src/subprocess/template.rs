@@ -17,6 +17,7 @@ use systrap_stub::code::{leader, offset_of_entry, sighandler};
 use systrap_stub::layout;
 
 use super::image::HANDLED_SIGNALS;
+use crate::seccomp::MEMBARRIER_REGISTER_SYNC_CORE;
 use crate::{Error, GuestAddr, Vdso};
 
 /// End of the addresses that a process can have mappings at (`TASK_SIZE_MAX` with 4-level paging).
@@ -254,6 +255,8 @@ fn child(plan: &Plan) -> ! {
     raw(libc::SYS_chdir, [c"/".as_ptr().addr() as u64, 0, 0, 0, 0, 0]);
     set_signal_actions(plan);
     drop_privileges();
+    // For patches under running threads. Cheap while there is one thread, and inherited; later it takes milliseconds.
+    raw(libc::SYS_membarrier, [MEMBARRIER_REGISTER_SYNC_CORE.into(), 0, 0, 0, 0, 0]);
     let core = libc::rlimit64 { rlim_cur: 1, rlim_max: 1 };
     let core_limit = [0, libc::RLIMIT_CORE.into(), (&raw const core).addr() as u64, 0, 0, 0];
     raw(libc::SYS_prlimit64, core_limit);
