@@ -162,7 +162,7 @@ impl AddressSpace {
     pub fn map_anonymous(&self, addr: GuestAddr, len_bytes: u64, prot: Protection) -> Result<(), MapError> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         let range = bounds(addr, check_range(addr, len_bytes)?);
-        self.changes(Change::Mapped(Code { range, prot, file: None }));
+        self.changes(Change::Mapped(Code { range, prot, file: None, batched: false }));
         self.each_part("mmap", addr, len_bytes, |at, len, _| {
             (libc::SYS_mmap, [at, len, prot.prot_bits() as u64, flags as u64, u64::MAX, 0])
         })
@@ -186,8 +186,8 @@ impl AddressSpace {
         let range = bounds(addr, check_range(addr, len_bytes)?);
         match sharing {
             Sharing::Private => {
-                let file = if prot.execute { file_id(fd).map(|id| (id, offset)) } else { None };
-                self.changes(Change::Mapped(Code { range, prot, file }));
+                let file = file_id(fd).map(|id| (id, offset));
+                self.changes(Change::Mapped(Code { range, prot, file, batched: false }));
             }
             // Its text is everybody's: never patched.
             Sharing::Shared => self.changes(Change::Gone(range)),
@@ -197,10 +197,14 @@ impl AddressSpace {
                 Sharing::Private => libc::MAP_PRIVATE,
                 Sharing::Shared => libc::MAP_SHARED,
             };
-        let fd = fd.as_raw_fd() as u64;
+        let raw = fd.as_raw_fd() as u64;
         self.each_part("mmap of a file", addr, len_bytes, |at, len, done| {
-            (libc::SYS_mmap, [at, len, prot.prot_bits() as u64, flags as u64, fd, offset.wrapping_add(done)])
-        })
+            (libc::SYS_mmap, [at, len, prot.prot_bits() as u64, flags as u64, raw, offset.wrapping_add(done)])
+        })?;
+        if prot.execute && sharing == Sharing::Private {
+            patching::patch_mapped(&self.inner, range, Some(fd));
+        }
+        Ok(())
     }
 
     /// Removes all mappings in a range (gVisor `Unmap`). A range without any is no error.
@@ -219,10 +223,15 @@ impl AddressSpace {
     ///
     /// As [`AddressSpace::map_anonymous`]; `ENOMEM` if part of the range is not mapped (mprotect(2)).
     pub fn protect(&self, addr: GuestAddr, len_bytes: u64, prot: Protection) -> Result<(), MapError> {
-        self.changes(Change::Protected(bounds(addr, check_range(addr, len_bytes)?), prot));
+        let range = bounds(addr, check_range(addr, len_bytes)?);
+        self.changes(Change::Protected(range, prot));
         self.each_part("mprotect", addr, len_bytes, |at, len, _| {
             (libc::SYS_mprotect, [at, len, prot.prot_bits() as u64, 0, 0, 0])
-        })
+        })?;
+        if prot.execute {
+            patching::patch_mapped(&self.inner, range, None);
+        }
+        Ok(())
     }
 
     /// Gives advice on a range (madvise(2)).

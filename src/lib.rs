@@ -34,7 +34,7 @@ pub use event::{AccessType, Arch, Entry, Event, Signal, Syscall};
 pub use options::{Options, Patching};
 pub use platform::{Systrap, Vdso};
 pub use registers::Registers;
-pub use stats::Stats;
+pub use stats::{EagerStats, Stats};
 
 /// The page size of x86-64 in bytes.
 pub const PAGE_SIZE: u64 = systrap_stub::layout::PAGE_SIZE;

@@ -1,7 +1,7 @@
 //! The platform: one template stub process, and everything cloned from it.
 
 use std::num::NonZero;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -42,6 +42,7 @@ pub(crate) struct Inner {
     pub(crate) counters: Counters,
     pub(crate) supervisor: i32,
     pub(crate) plans: patching::Plans,
+    pub(crate) files: Mutex<patching::Files>,
     vdso: Option<Vdso>,
     /// Read once, so that a confined supervisor need not open files.
     min_user_address: GuestAddr,
@@ -81,6 +82,7 @@ impl Systrap {
             counters: Counters::default(),
             supervisor: i32::try_from(std::process::id()).unwrap_or(-1),
             plans: patching::new_plans(),
+            files: Mutex::default(),
             vdso,
             min_user_address: min_user_address(),
             cpus,

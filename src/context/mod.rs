@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use systrap_stub::wire;
 
-pub(crate) use handoff::HandOff;
+pub(crate) use handoff::{HandOff, SPIN};
 pub use interrupt::Interrupter;
 use state::FullState;
 
 use crate::address_space::SpaceInner;
 use crate::platform::Inner;
-use crate::stats::Local;
+use crate::stats::{RecentSites, Registered};
 use crate::subprocess::{Attention, StubThread};
 use crate::{Error, Registers};
 
@@ -36,7 +36,8 @@ pub struct Context {
     changed: bool,
     /// The result that the next switch gives to the call that the last one returned.
     result: i64,
-    local: Local,
+    counts: Registered,
+    recent_sites: RecentSites,
     hot: bool,
     /// The guest stopped in a trampoline: where it is as far as it knows.
     guest_rip: Option<u64>,
@@ -72,6 +73,7 @@ enum Stop {
 impl Context {
     pub(crate) fn new(platform: Arc<Inner>) -> Self {
         let full = FullState::initial(&platform.xstate);
+        let counts = platform.counters.register();
         Self {
             platform,
             attention: Arc::default(),
@@ -80,7 +82,8 @@ impl Context {
             pulled: true,
             changed: true,
             result: -i64::from(libc::ENOSYS),
-            local: Local::default(),
+            counts,
+            recent_sites: RecentSites::new(),
             hot: false,
             guest_rip: None,
         }
@@ -194,7 +197,6 @@ impl Context {
     }
 
     fn leave_home(&mut self) {
-        self.platform.counters.add(&std::mem::take(&mut self.local));
         self.cool();
         if let Some(home) = self.home.take() {
             home.space.process.detach(&self.attention);
@@ -226,5 +228,6 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         self.leave_home();
+        self.platform.counters.unregister(&self.counts);
     }
 }

@@ -21,6 +21,7 @@ impl Context {
         match event {
             Event::Syscall(call) => {
                 self.attention.set_may_be_in_trampoline(false);
+                self.note_site(call.ip, call.entry);
                 if call.entry == Entry::Trapped && call.arch == Arch::X86_64 {
                     self.patch_site(&call);
                 }
@@ -28,6 +29,16 @@ impl Context {
             }
             Event::Signal(signal) => self.settle_signal(signal),
             Event::Interrupted => self.settle_interrupt(),
+        }
+    }
+
+    /// Counts the site of a call if it was not seen before. `ip` is the address behind the site.
+    fn note_site(&mut self, ip: GuestAddr, entry: Entry) {
+        let patched = entry == Entry::Patched;
+        if self.recent_sites.is_new(ip.raw(), patched)
+            && let Some(home) = &self.home
+        {
+            patching::note_site(&home.space, ip, patched);
         }
     }
 
@@ -124,7 +135,8 @@ impl Context {
         self.result = -i64::from(libc::ENOSYS);
         regs.rax = self.result as u64;
         self.changed = true;
-        self.local.patched += 1;
+        self.counts.local.count_patched();
+        self.note_site(ret, Entry::Patched);
         if let Some(home) = &mut self.home {
             home.stop = Stop::Call;
         }

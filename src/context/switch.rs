@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 
 use systrap_stub::wire::{self, StubEvent};
 
-use super::handoff::SPIN;
 use super::patched::Settled;
-use super::{Context, HandOff, Home, Stop};
+use super::{Context, HandOff, Home, SPIN, Stop};
 use crate::patching;
+use crate::stats::RecentSites;
 use crate::subprocess::Attention;
 use crate::{AddressSpace, Arch, Entry, Error, Event, GuestAddr, Patching, Signal, SwitchError, Syscall};
 
@@ -150,6 +150,7 @@ impl Context {
             };
             let space = Arc::clone(&aspace.inner);
             self.home = Some(Home { space, thread, stop: Stop::Empty, stub_spin: u32::MAX });
+            self.recent_sites = RecentSites::new();
             self.changed = true;
         }
         let Some(home) = &mut self.home else { return Err(SwitchError::BadState { what: "no stub thread" }) };
@@ -229,8 +230,8 @@ impl Context {
         };
         home.stop = stop;
         match entry {
-            Entry::Patched => self.local.patched += 1,
-            Entry::Trapped | Entry::Vsyscall => self.local.trapped += 1,
+            Entry::Patched => self.counts.local.count_patched(),
+            Entry::Trapped | Entry::Vsyscall => self.counts.local.count_trapped(),
         }
         self.result = -i64::from(libc::ENOSYS);
         Ok(Event::Syscall(Syscall { nr, args: args(), ip, arch, entry }))
@@ -247,7 +248,6 @@ impl Context {
 
     /// Lets go of a stub thread whose process is dead or dying.
     fn abandon_home(&mut self) {
-        self.platform.counters.add(&std::mem::take(&mut self.local));
         self.cool();
         if let Some(home) = self.home.take() {
             home.space.process.detach(&self.attention);

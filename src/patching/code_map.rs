@@ -22,6 +22,18 @@ pub(crate) struct FileId {
     pub(crate) mtime_ns: i128,
 }
 
+impl FileId {
+    pub(crate) fn site(&self, offset: u64) -> FileSite {
+        FileSite {
+            device: self.device,
+            inode: self.inode,
+            size_bytes: self.size_bytes,
+            mtime_ns: self.mtime_ns,
+            offset,
+        }
+    }
+}
+
 /// A patchable mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Code {
@@ -30,18 +42,18 @@ pub(crate) struct Code {
     pub(crate) prot: Protection,
     /// The file and the offset of the range in it.
     pub(crate) file: Option<(FileId, u64)>,
+    /// The sites of the file that were known have been patched here, all at once.
+    pub(crate) batched: bool,
 }
 
 impl Code {
     pub(crate) fn file_site(&self, site: u64) -> Option<FileSite> {
         let (id, offset) = self.file?;
-        Some(FileSite {
-            device: id.device,
-            inode: id.inode,
-            size_bytes: id.size_bytes,
-            mtime_ns: id.mtime_ns,
-            offset: offset.wrapping_add(site.wrapping_sub(self.range.0)),
-        })
+        Some(id.site(offset.wrapping_add(site.wrapping_sub(self.range.0))))
+    }
+
+    fn is_patchable(&self) -> bool {
+        self.prot.execute && self.prot.read && !self.prot.write
     }
 
     /// The part of the mapping within `from..to`, which must overlap it.
@@ -52,6 +64,7 @@ impl Code {
             range: (start, self.range.1.min(to)),
             prot: self.prot,
             file: self.file.map(|(id, offset)| (id, offset.wrapping_add(moved))),
+            batched: self.batched,
         }
     }
 }
@@ -66,8 +79,20 @@ impl CodeMap {
     /// The patchable mapping that holds an address.
     pub(crate) fn around(&self, addr: GuestAddr) -> Option<Code> {
         let (_, code) = self.ranges.range(..=addr.raw()).next_back()?;
-        let patchable = code.prot.execute && code.prot.read && !code.prot.write;
-        (addr.raw() < code.range.1 && patchable).then_some(*code)
+        (addr.raw() < code.range.1 && code.is_patchable()).then_some(*code)
+    }
+
+    /// The patchable mappings within a range, cut to it.
+    pub(crate) fn patchable(&self, from: u64, to: u64) -> Vec<Code> {
+        let overlapping = self.overlapping(from, to).into_iter().filter(Code::is_patchable);
+        overlapping.map(|code| code.cut(from, to)).collect()
+    }
+
+    /// The known sites of the mapping that begins here have been patched.
+    pub(crate) fn set_batched(&mut self, start: u64) {
+        if let Some(code) = self.ranges.get_mut(&start) {
+            code.batched = true;
+        }
     }
 
     /// A new private mapping.
@@ -127,7 +152,7 @@ mod tests {
 
     fn code(from: u64, to: u64) -> Code {
         let id = FileId { device: 1, inode: 2, size_bytes: 3, mtime_ns: 4 };
-        Code { range: (from, to), prot: Protection::READ_EXECUTE, file: Some((id, 0x100)) }
+        Code { range: (from, to), prot: Protection::READ_EXECUTE, file: Some((id, 0x100)), batched: false }
     }
 
     #[test]

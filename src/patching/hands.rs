@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 
 use systrap_stub::sysmsg::PAYLOAD_LEN;
 use systrap_stub::wire::{self, StubEvent};
-use usertrap::Step;
+use usertrap::{Step, TRAMPOLINE_ALIGN};
 
 use super::code_map::Code;
-use crate::context::HandOff;
+use crate::context::{HandOff, SPIN};
 use crate::platform::Inner;
 use crate::seccomp::{MEMBARRIER_REGISTER_SYNC_CORE, MEMBARRIER_SYNC_CORE};
 use crate::subprocess::StubThread;
@@ -28,6 +28,13 @@ pub(crate) struct NotDone;
 
 impl<'a> Hands<'a> {
     pub(crate) fn new(platform: &'a Inner, thread: &'a StubThread) -> Self {
+        Self { platform, thread }
+    }
+
+    /// The hands of a thread from the pool, which may not have been told how long to spin.
+    pub(crate) fn pooled(platform: &'a Inner, thread: &'a StubThread) -> Self {
+        let spin = if platform.may_spin() { SPIN } else { 0 };
+        thread.sysmsg().spin.store(spin, Ordering::Relaxed);
         Self { platform, thread }
     }
 
@@ -98,7 +105,7 @@ impl<'a> Hands<'a> {
     /// threads run there. What a step that is no single store says was there before is checked by the caller, who read it
     /// under the same lock.
     pub(crate) fn run(&self, steps: &[Step], code: &Code, registered: &mut bool) -> Result<(), NotDone> {
-        let open = self.open(steps, code)?;
+        let open = self.open(steps.iter(), code)?;
         let result = self.make(steps, registered);
         if let Some((from, to)) = open {
             self.protect(from, to, code.prot)?;
@@ -106,21 +113,67 @@ impl<'a> Hands<'a> {
         result
     }
 
+    /// Makes the steps of many patches in `code`. The steps of each are made in order; a barrier is one for all. Says
+    /// which were made completely.
+    pub(super) fn run_all(&self, patches: &[&[Step]], code: &Code, registered: &mut bool) -> Vec<bool> {
+        let mut fine = vec![false; patches.len()];
+        if patches.is_empty() {
+            return fine;
+        }
+        let steps = || patches.iter().copied().flatten();
+        if self.place_trampolines(steps()).is_err() {
+            return fine;
+        }
+        let Ok(open) = self.open(steps(), code) else { return fine };
+        fine.fill(true);
+        let phases: Vec<Vec<&[Step]>> =
+            patches.iter().map(|steps| steps.split(|step| *step == Step::Barrier).collect()).collect();
+        let last = phases.iter().map(Vec::len).max().unwrap_or(0);
+        for phase in 0..last {
+            if phase > 0 && self.barrier(registered).is_err() {
+                // What has no further phase is complete.
+                fine.iter_mut().zip(&phases).for_each(|(fine, phases)| *fine &= phases.len() <= phase);
+                break;
+            }
+            for (fine, phases) in fine.iter_mut().zip(&phases).filter(|(fine, _)| **fine) {
+                *fine = phases.get(phase).is_none_or(|steps| steps.iter().all(|step| self.store(step).is_ok()));
+            }
+        }
+        if let Some((from, to)) = open
+            && self.protect(from, to, code.prot).is_err()
+        {
+            fine.fill(false);
+        }
+        fine
+    }
+
+    /// Makes a store in pages that are writable already. Trampolines are placed, and barriers made, elsewhere.
+    fn store(&self, step: &Step) -> Result<(), NotDone> {
+        match step {
+            Step::Word { addr, old, new } => self.store_word(addr.get(), *old, *new),
+            Step::Bytes { addr, new, .. } => self.copy(addr.get(), new),
+            Step::Trampoline { .. } | Step::Barrier => Ok(()),
+        }
+    }
+
     /// Makes the steps in pages that are writable already.
     pub(super) fn make(&self, steps: &[Step], registered: &mut bool) -> Result<(), NotDone> {
         for step in steps {
             match step {
-                Step::Trampoline { at, bytes } => self.place_trampoline(at.get(), bytes)?,
-                Step::Word { addr, old, new } => self.store_word(addr.get(), *old, *new)?,
-                Step::Bytes { addr, new, .. } => self.copy(addr.get(), new)?,
+                Step::Trampoline { .. } => self.place_trampolines(std::iter::once(step))?,
                 Step::Barrier => self.barrier(registered)?,
+                Step::Word { .. } | Step::Bytes { .. } => self.store(step)?,
             }
         }
         Ok(())
     }
 
     /// Makes the pages writable that the steps change, and says which.
-    fn open(&self, steps: &[Step], code: &Code) -> Result<Option<(u64, u64)>, NotDone> {
+    fn open<'s>(
+        &self,
+        steps: impl Iterator<Item = &'s Step>,
+        code: &Code,
+    ) -> Result<Option<(u64, u64)>, NotDone> {
         let Some((first, last)) = extent(steps) else { return Ok(None) };
         let from = first & !(PAGE_SIZE - 1);
         let to = (last & !(PAGE_SIZE - 1)) + PAGE_SIZE;
@@ -131,20 +184,51 @@ impl<'a> Hands<'a> {
         Ok(Some((from, to)))
     }
 
-    /// Trampolines lie in pages of their own, which other threads may be executing.
-    fn place_trampoline(&self, at: u64, bytes: &[u8]) -> Result<(), NotDone> {
-        let from = at & !(PAGE_SIZE - 1);
-        let to = (at + bytes.len() as u64).next_multiple_of(PAGE_SIZE);
-        self.protect(from, to, Protection { read: true, write: true, execute: true })?;
-        let result = self.copy(at, bytes);
-        self.protect(from, to, Protection::READ_EXECUTE)?;
-        result
+    /// Writes the trampolines among the steps. They lie in pages of their own, which other threads may be executing.
+    fn place_trampolines<'s>(&self, steps: impl Iterator<Item = &'s Step>) -> Result<(), NotDone> {
+        let mut trampolines: Vec<(u64, &[u8])> = steps
+            .filter_map(|step| match step {
+                Step::Trampoline { at, bytes } => Some((at.get(), bytes.as_slice())),
+                _ => None,
+            })
+            .collect();
+        trampolines.sort_unstable_by_key(|(at, _)| *at);
+        for pages in trampolines.chunk_by(|a, b| page_behind(*a) >= b.0 & !(PAGE_SIZE - 1)) {
+            let (Some(first), Some(last)) = (pages.first(), pages.last()) else { continue };
+            let (from, to) = (first.0 & !(PAGE_SIZE - 1), page_behind(*last));
+            self.protect(from, to, Protection { read: true, write: true, execute: true })?;
+            let result = joined(pages).try_for_each(|(at, bytes)| self.copy(at, &bytes));
+            self.protect(from, to, Protection::READ_EXECUTE)?;
+            result?;
+        }
+        Ok(())
     }
 }
 
+/// The first page behind a trampoline.
+fn page_behind((at, bytes): (u64, &[u8])) -> u64 {
+    (at + bytes.len() as u64).next_multiple_of(PAGE_SIZE)
+}
+
+/// Trampolines (ascending) whose places are next to each other, as one piece each. The bytes between the end of a
+/// trampoline and its next multiple of [`TRAMPOLINE_ALIGN`] are its own.
+fn joined<'s>(trampolines: &'s [(u64, &'s [u8])]) -> impl Iterator<Item = (u64, Vec<u8>)> + 's {
+    const INT3: u8 = 0xcc;
+    let end = |(at, bytes): (u64, &[u8])| (at + bytes.len() as u64).next_multiple_of(TRAMPOLINE_ALIGN as u64);
+    trampolines.chunk_by(move |a, b| end(*a) == b.0).map(|pieces| {
+        let at = pieces.first().map_or(0, |(at, _)| *at);
+        let mut all = Vec::new();
+        for (start, bytes) in pieces {
+            all.resize((start - at) as usize, INT3);
+            all.extend_from_slice(bytes);
+        }
+        (at, all)
+    })
+}
+
 /// First and last address that the steps change in the guest's own code.
-fn extent(steps: &[Step]) -> Option<(u64, u64)> {
-    let ranges = steps.iter().filter_map(|step| match step {
+fn extent<'s>(steps: impl Iterator<Item = &'s Step>) -> Option<(u64, u64)> {
+    let ranges = steps.filter_map(|step| match step {
         Step::Word { addr, .. } => Some((addr.get(), addr.get() + 7)),
         Step::Bytes { addr, new, .. } => Some((addr.get(), addr.get() + new.len() as u64 - 1)),
         Step::Trampoline { .. } | Step::Barrier => None,

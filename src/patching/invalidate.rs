@@ -1,5 +1,6 @@
 //! Keeping patches right when mappings change.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use usertrap::{GuestRange, Limits, Loss, PatchMap, Removal, Step, WriteMode};
@@ -70,7 +71,7 @@ impl Patcher {
             Err(_) => (Patching::Off, PatchMap::new(Limits::default())),
         };
         let (code, blocks) = (self.code.clone(), self.blocks.clone());
-        Patcher { mode, code, patches, blocks, barriers: false, sites: self.sites }
+        Patcher { mode, code, patches, blocks, barriers: false, executed: HashMap::new() }
     }
 }
 
@@ -91,7 +92,7 @@ fn drop_range(space: &SpaceInner, books: &mut Patcher, range: (u64, u64), loss: 
 /// Makes the stores that undo patches, and frees their trampolines if no thread can be in one.
 fn write_back(space: &SpaceInner, books: &mut Patcher, removals: &[Removal], when_left: &[Step]) {
     let Ok(thread) = space.process.take_thread() else { return };
-    let hands = Hands::new(&space.platform, &thread);
+    let hands = Hands::pooled(&space.platform, &thread);
     for steps in removals.iter().map(|removal| removal.steps.as_slice()) {
         run_where_mapped(books, &hands, steps);
     }
@@ -124,7 +125,7 @@ fn drop_blocks(space: &SpaceInner, books: &mut Patcher) {
         std::thread::sleep(GRACE);
     }
     if let Ok(thread) = space.process.take_thread() {
-        let hands = Hands::new(&space.platform, &thread);
+        let hands = Hands::pooled(&space.platform, &thread);
         for (at, len) in books.blocks.iter() {
             let _ = hands.execute(libc::SYS_munmap, [at, len, 0, 0, 0, 0]);
         }

@@ -7,23 +7,31 @@
 //! A guest's stub thread never runs while its own context patches, but its siblings may: then a patch is one atomic
 //! store, or `int3` first with core-serialising barriers; see `usertrap::WriteMode`.
 
+mod batch;
 mod code_map;
+mod eager;
+mod files;
 mod hands;
 mod invalidate;
 mod locate;
 mod trampolines;
 
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use usertrap::{
     CodeWindow, FileSite, Hints, InstallError, Limits, PatchMap, Plan, PlanCache, Refusal, SyshandlerAddr,
-    WINDOW_AFTER, WINDOW_BEFORE, WriteMode,
+    WINDOW_AFTER, WINDOW_BEFORE,
 };
 
 pub(crate) use code_map::{Code, CodeMap, FileId};
+pub(crate) use eager::patch_mapped;
+pub(crate) use files::Files;
 pub(crate) use hands::Hands;
 pub(crate) use invalidate::{Change, before_change, drop_all};
 pub(crate) use locate::{Found, locate, resume_at};
+use batch::{Batch, Company};
 use trampolines::Blocks;
 
 use crate::address_space::SpaceInner;
@@ -31,6 +39,9 @@ use crate::{GuestAddr, Patching};
 
 /// How many results of planning a platform remembers, for all address spaces.
 const PLANS: usize = 64 * 1024;
+
+/// Sites of one address space that are told apart in statistics. A guest chooses its sites.
+const MOST_SITES: usize = 1 << 16;
 
 /// Plans by file, so that a shell loop of short processes does not plan its libc again.
 pub(crate) type Plans = Mutex<PlanCache<FileSite>>;
@@ -48,8 +59,8 @@ pub(crate) struct Patcher {
     blocks: Blocks,
     /// The process registered for core-serialising barriers.
     barriers: bool,
-    /// Sites that trapped, patched or not, as far as counted.
-    sites: u64,
+    /// Sites that a call came from, by the address behind them: whether one came as a patched call.
+    executed: HashMap<u64, bool>,
 }
 
 impl Patcher {
@@ -60,7 +71,7 @@ impl Patcher {
             patches: PatchMap::new(Limits::default()),
             blocks: Blocks::default(),
             barriers: false,
-            sites: 0,
+            executed: HashMap::new(),
         }
     }
 
@@ -87,6 +98,22 @@ pub(crate) fn lock(space: &SpaceInner) -> MutexGuard<'_, Patcher> {
     space.patcher.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Counts a site when a call comes from it for the first time, and when one comes as a patched call for the first time.
+/// `ip` is the address behind the site.
+pub(crate) fn note_site(space: &SpaceInner, ip: GuestAddr, patched: bool) {
+    let mut books = lock(space);
+    let counters = &space.platform.counters;
+    if let Some(seen) = books.executed.get_mut(&ip.raw()) {
+        if patched && !std::mem::replace(seen, true) {
+            counters.sites_patched.fetch_add(1, Ordering::Relaxed);
+        }
+    } else if books.executed.len() < MOST_SITES {
+        books.executed.insert(ip.raw(), patched);
+        counters.sites.fetch_add(1, Ordering::Relaxed);
+        counters.sites_patched.fetch_add(u64::from(patched), Ordering::Relaxed);
+    }
+}
+
 /// Patches the site of a call that just trapped, if it can be.
 ///
 /// `hands` is the stub thread of the context that trapped.
@@ -101,7 +128,9 @@ pub(crate) fn patch_trapped_site(space: &SpaceInner, hands: &Hands<'_>, site: Gu
         return Outcome::Refused;
     }
     let Some(code) = books.code.around(site) else { return Outcome::Refused };
-    books.sites += 1;
+    if patch_known_sites(space, hands, books, code) && books.patches.find(at).is_some() {
+        return Outcome::Patched;
+    }
     let attempt = Attempt { space, hands, code, site: at };
     match attempt.patch(books) {
         Ok(()) => Outcome::Patched,
@@ -111,6 +140,25 @@ pub(crate) fn patch_trapped_site(space: &SpaceInner, hands: &Hands<'_>, site: Gu
         }
         Err(Failure::NotNow) => Outcome::Refused,
     }
+}
+
+/// At the first trap in the mapping of a file, patches all sites of it that have trapped before, in any address space:
+/// a shell loop of short processes neither plans its libc again nor traps at each site again. Says whether it did
+/// anything.
+fn patch_known_sites(space: &SpaceInner, hands: &Hands<'_>, books: &mut Patcher, code: Code) -> bool {
+    let Some((id, offset)) = code.file.filter(|_| !code.batched) else { return false };
+    books.code.set_batched(code.range.0);
+    let to = offset.saturating_add(code.range.1 - code.range.0);
+    let plans = space.platform.files.lock().unwrap_or_else(PoisonError::into_inner).known_in(&id, offset, to);
+    if plans.is_empty() {
+        return false;
+    }
+    Batch { space, hands, code, company: company_of_trapped(space) }.patch(books, &plans) > 0
+}
+
+/// Who may be running while a context patches the site at which it trapped.
+fn company_of_trapped(space: &SpaceInner) -> Company {
+    if space.process.attached_count() <= 1 { Company::None } else { Company::Running }
 }
 
 /// Why a site stays as it is.
@@ -193,6 +241,10 @@ impl Attempt<'_> {
             && occupied.is_empty()
         {
             plans().insert(key, result.clone());
+            if let (Ok(plan), Some((id, _))) = (&result, self.code.file) {
+                let mut files = self.space.platform.files.lock().unwrap_or_else(PoisonError::into_inner);
+                files.learn(id, key.offset, Arc::clone(plan));
+            }
         }
         result
     }
@@ -200,14 +252,7 @@ impl Attempt<'_> {
     /// Makes the patch.
     fn install(&self, books: &mut Patcher, plan: &Plan, window: &CodeWindow<'_>) -> Result<(), Refused> {
         let syshandler = SyshandlerAddr::new(self.space.platform.syshandler());
-        let alone = self.space.process.attached_count() <= 1;
-        // One store where it is possible even if nobody else runs: it also checks the bytes.
-        let modes = if alone {
-            [WriteMode::Atomic, WriteMode::Stopped]
-        } else {
-            [WriteMode::Atomic, WriteMode::Breakpoint]
-        };
-        for mode in modes {
+        for &mode in company_of_trapped(self.space).modes() {
             let mut memory = books.blocks.with(self.hands);
             match books.patches.prepare(plan, window, syshandler, mode, &mut memory) {
                 Ok(installation) => {
@@ -228,7 +273,7 @@ impl Attempt<'_> {
     }
 
     /// A store failed: restore what may have been written.
-    fn give_up(&self, books: &mut Patcher, mode: WriteMode) {
+    fn give_up(&self, books: &mut Patcher, mode: usertrap::WriteMode) {
         if let Some(removal) = books.patches.remove(self.site, mode) {
             // The bytes are the guest's again if the stores work, and not what we wrote if they do not.
             let _ = self.hands.run(&removal.steps, &self.code, &mut books.barriers);

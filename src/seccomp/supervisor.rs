@@ -87,6 +87,7 @@ pub fn supervisor_rows(platform: &Systrap) -> Vec<SupervisorRow> {
     let mut table = Table(Vec::new());
     table.hand_off();
     table.address_spaces();
+    table.files();
     table.copies();
     table.reaper(platform.inner.template_pid());
     table.thread_end();
@@ -167,6 +168,16 @@ impl Table {
         self.add("pidfd_send_signal", libc::SYS_pidfd_send_signal, kill, why);
         let why = "looks at a stub process, and reaps it";
         self.add("waitid", libc::SYS_waitid, [int(0, libc::P_PIDFD as i32)], why);
+    }
+
+    /// Files that guests map.
+    fn files(&mut self) {
+        let why = "the identity of a file that is mapped, for its plans";
+        self.add("fstat", libc::SYS_fstat, [], why);
+        let by_descriptor = [int(3, libc::AT_EMPTY_PATH)];
+        self.add("newfstatat", libc::SYS_newfstatat, by_descriptor, why);
+        let why = "Patching::Eager reads the file";
+        self.add("pread64", libc::SYS_pread64, [], why);
     }
 
     /// Guest memory.

@@ -6,7 +6,7 @@ use super::signals::{SigInfo, signal_name};
 use super::syscalls::args::{Arg, CallView};
 use super::syscalls::{TABLE_LEN, call_name};
 use crate::{Arch, Entry, Syscall};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 
 /// Records calls as they are made.
@@ -23,7 +23,8 @@ pub(crate) struct Counts {
     unimplemented: BTreeMap<String, u64>,
     trapped: u64,
     patched: u64,
-    sites: HashSet<u64>,
+    /// By address behind the site: whether a call arrived through it as a patched one.
+    sites: HashMap<u64, bool>,
     recent_sites: [u64; RECENT],
 }
 
@@ -41,7 +42,7 @@ impl Default for Counts {
             unimplemented: BTreeMap::new(),
             trapped: 0,
             patched: 0,
-            sites: HashSet::new(),
+            sites: HashMap::new(),
             recent_sites: [0; RECENT],
         }
     }
@@ -60,11 +61,15 @@ impl Counts {
         }
         // Most calls come from few sites: a small table in front spares the set.
         let site = call.ip.raw();
+        let patched = call.entry == Entry::Patched;
+        let entry = site << 1 | u64::from(patched);
         let slot = &mut self.recent_sites[(site ^ site >> 6) as usize % RECENT];
-        if *slot != site {
-            *slot = site;
-            if self.sites.len() < MOST_SITES {
-                self.sites.insert(site);
+        if *slot != entry {
+            *slot = entry;
+            if let Some(seen) = self.sites.get_mut(&site) {
+                *seen |= patched;
+            } else if self.sites.len() < MOST_SITES {
+                self.sites.insert(site, patched);
             }
         }
     }
@@ -96,6 +101,7 @@ impl Counts {
             trapped: self.trapped,
             patched: self.patched,
             sites: self.sites.len() as u64,
+            sites_patched: self.sites.values().filter(|patched| **patched).count() as u64,
             unimplemented: self.unimplemented,
         }
     }
@@ -113,6 +119,9 @@ pub struct CallCounts {
     pub patched: u64,
     /// Distinct instruction addresses that calls came from.
     pub sites: u64,
+    /// Those of them through which a call arrived as a patched one: a site that is patched and never called again is
+    /// not among them.
+    pub sites_patched: u64,
     /// Calls that ended with `ENOSYS` because nobody implements them.
     pub unimplemented: BTreeMap<String, u64>,
 }

@@ -155,12 +155,21 @@ impl Arena {
 
     /// Takes a slot back, and gives its block back if it was the last one in it.
     pub fn free<M: TrampolineMemory>(&mut self, slot: Slot, memory: &mut M) {
+        self.put_back(slot, Cell::Freed, memory);
+    }
+
+    /// The same for a slot whose bytes were never executed: it is as fresh as it was.
+    pub fn free_unused<M: TrampolineMemory>(&mut self, slot: Slot, memory: &mut M) {
+        self.put_back(slot, if slot.reused { Cell::Freed } else { Cell::Fresh }, memory);
+    }
+
+    fn put_back<M: TrampolineMemory>(&mut self, slot: Slot, as_what: Cell, memory: &mut M) {
         let Some((base, block)) = self.blocks.range_mut(..=slot.at).next_back() else { return };
         let base = *base;
         let first = base.as_rip().distance_to(slot.at.as_rip()) as usize / TRAMPOLINE_ALIGN;
         let cells = slot.len / TRAMPOLINE_ALIGN;
         let Some(run) = block.cells.get_mut(first..first + cells) else { return };
-        run.fill(Cell::Freed);
+        run.fill(as_what);
         block.in_use -= cells;
         if block.in_use == 0 {
             let len = block.cells.len() * TRAMPOLINE_ALIGN;

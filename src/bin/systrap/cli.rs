@@ -21,6 +21,29 @@ pub enum Command {
     /// The exit status is the program's; 128 and the signal's number if a signal killed it; 127 if it was not found,
     /// 126 if it cannot be executed, 125 if systrap itself failed.
     Run(RunArguments),
+    /// Show what patching makes of ELF files, without running them
+    ///
+    /// For each file: how many `syscall` instructions it has, which tier would patch them, which stay unpatched and why,
+    /// and what gVisor's rule (the bytes `b8 imm32` in front of the `syscall`) would reach. Any ELF64 file for x86-64
+    /// will do, stripped or not. The exit status is 1 if a file could not be scanned; the others are scanned all the
+    /// same.
+    Scan(ScanArguments),
+}
+
+/// Options of `systrap scan`.
+#[derive(Debug, Args)]
+pub struct ScanArguments {
+    /// List every site: bytes and disassembly before, the plan, the trampoline, and after
+    #[arg(long)]
+    pub sites: bool,
+
+    /// Write one JSON document: an array with an object for each file
+    #[arg(long)]
+    pub json: bool,
+
+    /// The ELF files
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
 }
 
 /// Options of `systrap run`.

@@ -1,9 +1,11 @@
-//! The command `systrap`: runs a program with every system call in the sentry's hands.
+//! The command `systrap`: runs a program with every system call in the sentry's hands, or shows what patching would
+//! make of it.
 
 mod cli;
 mod find;
 mod report;
 mod run;
+mod scan;
 
 use clap::Parser as _;
 use std::process::ExitCode;
@@ -20,5 +22,6 @@ fn main() -> ExitCode {
     };
     match arguments.command {
         cli::Command::Run(arguments) => run::run(arguments),
+        cli::Command::Scan(arguments) => scan::run(&arguments),
     }
 }

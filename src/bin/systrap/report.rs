@@ -29,7 +29,8 @@ impl<'a> Figures<'a> {
             "patched": counts.patched,
             "answered": self.outcome.platform.answered,
             "sites": counts.sites,
-            "sites_patched": self.outcome.platform.sites_patched,
+            "sites_patched": counts.sites_patched,
+            "eager": self.eager_json(),
             "unimplemented": counts.unimplemented,
             "by_name": by_name,
             "wall_time_seconds": self.outcome.wall_time.as_secs_f64(),
@@ -57,9 +58,35 @@ impl<'a> Figures<'a> {
             text,
             "{:>12}  sites, {} of them patched; {:.3} s",
             counts.sites,
-            platform.sites_patched,
+            counts.sites_patched,
             self.outcome.wall_time.as_secs_f64(),
         );
+        let eager = &platform.eager;
+        if eager.files_scanned + eager.mappings_left != 0 {
+            let _ = writeln!(
+                text,
+                "{:>12}  sites patched when mapped, of {} planned in {} files ({:.3} s, and {:.3} s to patch); {} mappings \
+                 left to lazy patching",
+                eager.sites_patched,
+                eager.sites_planned,
+                eager.files_scanned,
+                eager.scan_time.as_secs_f64(),
+                eager.patch_time.as_secs_f64(),
+                eager.mappings_left,
+            );
+        }
         text
+    }
+
+    fn eager_json(&self) -> serde_json::Value {
+        let eager = &self.outcome.platform.eager;
+        serde_json::json!({
+            "files_scanned": eager.files_scanned,
+            "mappings_left": eager.mappings_left,
+            "sites_planned": eager.sites_planned,
+            "sites_patched": eager.sites_patched,
+            "scan_seconds": eager.scan_time.as_secs_f64(),
+            "patch_seconds": eager.patch_time.as_secs_f64(),
+        })
     }
 }

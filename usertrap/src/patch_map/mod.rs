@@ -165,7 +165,7 @@ impl PatchMap {
         let reach = plan.reach(site).ok_or(InstallError::OutOfReach)?;
         let slot = self.arena.allocate(Trampoline::max_len(plan), reach, memory)?;
         let built = Trampoline::build(plan, site, slot.at, syshandler);
-        let trampoline = built.inspect_err(|_| self.arena.free(slot, memory))?;
+        let trampoline = built.inspect_err(|_| self.arena.free_unused(slot, memory))?;
         let (head, padding) = changes(plan, site, slot.at);
         let word = window.get_at(head.addr.qword(), 8).and_then(|w| w.try_into().ok());
         let now = word.map(|word| {
@@ -175,7 +175,7 @@ impl PatchMap {
             now
         });
         let Some(head_steps) = head.steps(mode, now) else {
-            self.arena.free(slot, memory);
+            self.arena.free_unused(slot, memory);
             return Err(InstallError::WrongMode);
         };
         let mut steps = vec![Step::Trampoline { at: slot.at, bytes: trampoline.bytes().to_vec() }];
@@ -235,7 +235,7 @@ impl PatchMap {
             return false;
         }
         if let Some(at) = self.retire(site).map(|p| p.trampoline) {
-            self.release(at, memory);
+            self.release(at, false, memory);
         }
         true
     }
@@ -270,15 +270,23 @@ impl PatchMap {
     /// has an instruction pointer that [`is_retired`](Self::is_retired); make the steps before anything else runs.
     pub fn reclaim<M: TrampolineMemory>(&mut self, memory: &mut M) -> Vec<Step> {
         let retired: Vec<_> = self.trampolines.iter().filter(|(_, p)| p.retired).map(|(at, _)| *at).collect();
-        retired.into_iter().filter_map(|at| self.release(at, memory)).map(|c| c.inverse().plain()).collect()
+        retired.into_iter().filter_map(|at| self.release(at, true, memory)).map(|c| c.inverse().plain()).collect()
     }
 
     /// Forgets a retired trampoline; gives the change of its padding.
-    fn release<M: TrampolineMemory>(&mut self, at: TrampolineAddr, memory: &mut M) -> Option<Change> {
+    fn release<M: TrampolineMemory>(
+        &mut self,
+        at: TrampolineAddr,
+        was_executed: bool,
+        memory: &mut M,
+    ) -> Option<Change> {
         let placed = self.trampolines.remove(&at)?;
         self.paddings.retain(|_, owner| *owner != at);
         self.breakpoints.retain(|_, owner| *owner != at);
-        self.arena.free(placed.slot, memory);
+        match was_executed {
+            true => self.arena.free(placed.slot, memory),
+            false => self.arena.free_unused(placed.slot, memory),
+        }
         placed.padding
     }
 
