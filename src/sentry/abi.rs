@@ -29,7 +29,10 @@ impl Timespec {
     }
 
     pub(crate) fn from_duration(length: std::time::Duration) -> Self {
-        Self { sec: i64::try_from(length.as_secs()).unwrap_or(i64::MAX), nsec: i64::from(length.subsec_nanos()) }
+        Self {
+            sec: i64::try_from(length.as_secs()).unwrap_or(i64::MAX),
+            nsec: i64::from(length.subsec_nanos()),
+        }
     }
 
     pub(crate) fn to_array(self) -> [u8; 16] {

@@ -80,7 +80,12 @@ impl Task {
 
     /// `execve`: replaces the program in place. Until the new one is loaded nothing has changed.
     pub(super) fn execute(
-        &mut self, dirfd: i32, path: &Path, argv: GuestAddr, envp: GuestAddr, flags: i32,
+        &mut self,
+        dirfd: i32,
+        path: &Path,
+        argv: GuestAddr,
+        envp: GuestAddr,
+        flags: i32,
     ) -> Result<i64, Errno> {
         if flags & !(libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW) != 0 {
             return Err(Errno::EINVAL);

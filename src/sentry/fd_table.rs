@@ -124,13 +124,19 @@ impl FdTable {
     pub(crate) fn room(&self) -> usize {
         const EMBEDDED: usize = 64;
         const STEP: usize = 128;
-        if self.slots.len() <= EMBEDDED { EMBEDDED } else { (self.slots.len() / STEP + 1).next_power_of_two() * STEP }
+        if self.slots.len() <= EMBEDDED {
+            EMBEDDED
+        } else {
+            (self.slots.len() / STEP + 1).next_power_of_two() * STEP
+        }
     }
 
     /// Closes, or marks close-on-exec, every descriptor in an inclusive range (`close_range`).
     pub(crate) fn close_range(&mut self, first: u32, last: u32, only_mark: bool) {
-        let affected: Vec<i32> =
-            self.numbers().filter(|fd| u32::try_from(*fd).is_ok_and(|fd| (first..=last).contains(&fd))).collect();
+        let affected: Vec<i32> = self
+            .numbers()
+            .filter(|fd| u32::try_from(*fd).is_ok_and(|fd| (first..=last).contains(&fd)))
+            .collect();
         for fd in affected {
             let _ = if only_mark { self.set_cloexec(fd, true) } else { self.remove(fd).map(drop) };
         }

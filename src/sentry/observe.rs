@@ -142,7 +142,11 @@ impl Tracer {
 
     /// Shows an argument before the call; one that could not be decoded is shown as it is.
     pub(crate) fn before<A: Arg>(
-        &mut self, index: usize, args: &[u64; 6], arg: &Result<A, Errno>, memory: &dyn GuestMemory,
+        &mut self,
+        index: usize,
+        args: &[u64; 6],
+        arg: &Result<A, Errno>,
+        memory: &dyn GuestMemory,
     ) {
         let mut text = String::new();
         match arg {
@@ -155,7 +159,11 @@ impl Tracer {
 
     /// Shows an argument that the call has written.
     pub(crate) fn after<A: Arg>(
-        &mut self, index: usize, args: &[u64; 6], arg: &Result<A, Errno>, memory: &dyn GuestMemory,
+        &mut self,
+        index: usize,
+        args: &[u64; 6],
+        arg: &Result<A, Errno>,
+        memory: &dyn GuestMemory,
         result: Result<i64, Errno>,
     ) {
         if let (true, Ok(arg), Some(text)) = (A::OUTPUT, arg, self.line.shown.get_mut(index)) {
@@ -169,7 +177,9 @@ impl Tracer {
             None => "?".to_owned(),
             Some(Ok(value)) if value > 0xffff_ffff || value < -4095 => format!("{value:#x}"),
             Some(Ok(value)) => value.to_string(),
-            Some(Err(errno)) if errno.is_restart() => format!("? {errno:?} (to be restarted if SA_RESTART is set)"),
+            Some(Err(errno)) if errno.is_restart() => {
+                format!("? {errno:?} (to be restarted if SA_RESTART is set)")
+            }
             Some(Err(errno)) => format!("-1 {errno:?} ({})", errno.message()),
         };
         let call = format!("{}({})", self.line.name, self.line.shown.join(", "));

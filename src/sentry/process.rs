@@ -35,7 +35,12 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn new(
-        platform: Systrap, files: FdTable, fs: FsContext, actions: Actions, limits: Limits, program: ProgramInfo,
+        platform: Systrap,
+        files: FdTable,
+        fs: FsContext,
+        actions: Actions,
+        limits: Limits,
+        program: ProgramInfo,
     ) -> Self {
         Self {
             platform,

@@ -74,7 +74,8 @@ fn descriptor(rest: &[u8]) -> Option<Special<'_>> {
     let split = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
     let number = std::str::from_utf8(&rest[..split]).ok()?;
     // As the kernel: no sign, no leading zero.
-    let plain = number.bytes().all(|byte| byte.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
+    let plain =
+        number.bytes().all(|byte| byte.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
     plain.then(|| number.parse().ok()).flatten().map(|fd| Special::Descriptor(fd, &rest[split..]))
 }
 
@@ -82,7 +83,9 @@ impl Task {
     /// The host path that stands for a special one; `follow` as the call follows a last symbolic link.
     pub(crate) fn host_path(&self, special: Special<'_>, follow: bool) -> Result<CString, Errno> {
         let path = match special {
-            Special::Executable if follow => self.process.program().executable.as_os_str().as_bytes().to_vec(),
+            Special::Executable if follow => {
+                self.process.program().executable.as_os_str().as_bytes().to_vec()
+            }
             Special::Executable => b"/proc/self/exe".to_vec(),
             Special::Text(Text::Maps) => b"/proc/self/maps".to_vec(),
             Special::Text(_) => b"/proc/self/cmdline".to_vec(),
@@ -114,7 +117,8 @@ impl Task {
             }
             Special::FdDirectory => {
                 let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
-                let directory = host::openat(self.directory(libc::AT_FDCWD)?.as_fd(), c"/proc/self/fd", flags, 0)?;
+                let directory =
+                    host::openat(self.directory(libc::AT_FDCWD)?.as_fd(), c"/proc/self/fd", flags, 0)?;
                 Ok(Some(File::virtual_directory(directory, VirtualDirectory::new(FD_DIRECTORY))))
             }
             Special::Executable | Special::Descriptor(..) => Ok(None),

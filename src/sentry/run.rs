@@ -134,10 +134,11 @@ impl Guest {
         let started_at = Instant::now();
         let platform = Systrap::new(self.options)?;
         let process_limits = Limits::inherited();
-        let started = exec::start(&platform, &program, process_limits.stack()).map_err(|error| match error {
-            StartError::Load(error) => RunError::Load(error),
-            StartError::Platform(error) => RunError::Platform(error),
-        })?;
+        let started =
+            exec::start(&platform, &program, process_limits.stack()).map_err(|error| match error {
+                StartError::Load(error) => RunError::Load(error),
+                StartError::Platform(error) => RunError::Platform(error),
+            })?;
         let files = FdTable::inherited(&inherited, process_limits.descriptors());
         // The mask applies to what the guest creates and is applied by the sentry. Where unshare is forbidden the
         // whole process has the empty mask, which matters to nobody else in a command.
@@ -204,7 +205,10 @@ impl Task {
                 Event::Signal(signal) => {
                     if let Some(tracer) = &mut self.observer.tracer {
                         let name = signal_name(signal.signo);
-                        tracer.note(&format!("--- {name} {{si_code={}, si_addr={:#x}}} ---", signal.code, signal.addr));
+                        tracer.note(&format!(
+                            "--- {name} {{si_code={}, si_addr={:#x}}} ---",
+                            signal.code, signal.addr
+                        ));
                     }
                     self.fault(&signal)?;
                 }
@@ -235,7 +239,10 @@ impl Task {
         match self.after_call {
             AfterCall::Return => {
                 let restarts = outcome.is_err_and(Errno::is_restart);
-                if !restarts && self.signals.saved_mask.is_none() && !self.process.inbox.attention().is_raised() {
+                if !restarts
+                    && self.signals.saved_mask.is_none()
+                    && !self.process.inbox.attention().is_raised()
+                {
                     self.context.set_return(result);
                     return Ok(());
                 }

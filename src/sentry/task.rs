@@ -106,7 +106,8 @@ impl Task {
     ///
     /// Kicks that turn out not to matter (an ignored or blocked signal) start the call again.
     pub(crate) fn wait<T>(
-        &mut self, mut call: impl FnMut(&mut Self, &Attention) -> Result<T, Errno>,
+        &mut self,
+        mut call: impl FnMut(&mut Self, &Attention) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         self.context.prepare_sleep();
         let inbox = Arc::clone(&self.process.inbox);
@@ -129,7 +130,8 @@ impl Task {
         if file.file_type() != FileType::Stream {
             return false;
         }
-        let mut poll = [libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(&file.as_fd()), events, revents: 0 }];
+        let mut poll =
+            [libc::pollfd { fd: std::os::fd::AsRawFd::as_raw_fd(&file.as_fd()), events, revents: 0 }];
         !matches!(host::poll_now(&mut poll[..], 0), Ok(ready) if ready > 0)
     }
 

@@ -38,8 +38,10 @@ pub fn run(arguments: RunArguments) -> ExitCode {
 fn try_run(arguments: RunArguments) -> Result<u8, (u8, String)> {
     let own = |text: String| (OWN_FAILURE, text);
     let name = arguments.program.first().cloned().unwrap_or_default();
-    let path = find::program(&name).ok_or_else(|| (NOT_FOUND, format!("{}: command not found", show(&name))))?;
-    let c_string = |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| own("zero byte in an argument".to_owned()));
+    let path =
+        find::program(&name).ok_or_else(|| (NOT_FOUND, format!("{}: command not found", show(&name))))?;
+    let c_string =
+        |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| own("zero byte in an argument".to_owned()));
     let argv = arguments.program.iter().map(|arg| c_string(arg)).collect::<Result<Vec<_>, _>>()?;
     let env = std::env::vars_os().filter_map(|(name, value)| {
         CString::new([name.into_vec(), b"=".to_vec(), value.into_vec()].concat()).ok()

@@ -180,7 +180,13 @@ opening_calls! {
 }
 
 /// `openat` that a signal for the guest interrupts: opening a FIFO waits for the other end.
-pub(crate) fn wait_open(attention: &Attention, dir: Fd<'_>, path: &CStr, flags: i32, mode: u32) -> Result<OwnedFd, Errno> {
+pub(crate) fn wait_open(
+    attention: &Attention,
+    dir: Fd<'_>,
+    path: &CStr,
+    flags: i32,
+    mode: u32,
+) -> Result<OwnedFd, Errno> {
     wait_openat(attention, dir, path, flags, mode).map(owned)
 }
 

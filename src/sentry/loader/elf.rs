@@ -87,15 +87,17 @@ impl ElfFile {
             _ => return Err(bad("not an executable ELF file")),
         };
         let (phoff, phnum) = (header.e_phoff.get(le), usize::from(header.e_phnum.get(le)));
-        if usize::from(header.e_phentsize.get(le)) != PHDR_LEN || phnum == 0 || phnum * PHDR_LEN > PHDRS_MAX_LEN {
+        if usize::from(header.e_phentsize.get(le)) != PHDR_LEN
+            || phnum == 0
+            || phnum * PHDR_LEN > PHDRS_MAX_LEN
+        {
             return Err(bad("bad program header table"));
         }
         let entry = header.e_entry.get(le);
 
         let mut bytes = AlignedBytes::new(phnum * PHDR_LEN);
-        let in_file = i64::try_from(phoff).is_ok_and(|at| {
-            read_fully(&file, bytes.as_mut(), at).is_ok_and(|len| len == phnum * PHDR_LEN)
-        });
+        let in_file = i64::try_from(phoff)
+            .is_ok_and(|at| read_fully(&file, bytes.as_mut(), at).is_ok_and(|len| len == phnum * PHDR_LEN));
         if !in_file {
             return Err(bad("truncated program header table"));
         }
@@ -123,7 +125,11 @@ impl ElfFile {
                         parsed.align = parsed.align.max(align);
                     }
                     if let Some(segment) = check_segment(header, file_len).map_err(bad)? {
-                        if parsed.segments.last().is_some_and(|last| segment.vaddr < last.vaddr + last.memory_len) {
+                        if parsed
+                            .segments
+                            .last()
+                            .is_some_and(|last| segment.vaddr < last.vaddr + last.memory_len)
+                        {
                             return Err(bad("overlapping segments"));
                         }
                         parsed.segments.push(segment);
@@ -140,9 +146,8 @@ impl ElfFile {
         if parsed.segments.is_empty() {
             return Err(bad("nothing to load"));
         }
-        let holds_headers = |segment: &&Segment| {
-            segment.offset <= phoff && phoff - segment.offset < segment.file_len
-        };
+        let holds_headers =
+            |segment: &&Segment| segment.offset <= phoff && phoff - segment.offset < segment.file_len;
         parsed.phdr_vaddr = declared_phdr.or_else(|| {
             parsed.segments.iter().find(holds_headers).map(|segment| segment.vaddr + (phoff - segment.offset))
         });
@@ -161,10 +166,11 @@ impl ElfFile {
 fn check_segment(header: &ProgramHeader64<Le>, file_len: u64) -> Result<Option<Segment>, &'static str> {
     let le = Le;
     let flags = header.p_flags.get(le).0;
-    let prot = [(elf::PF_R.0, libc::PROT_READ), (elf::PF_W.0, libc::PROT_WRITE), (elf::PF_X.0, libc::PROT_EXEC)]
-        .into_iter()
-        .filter(|(flag, _)| flags & flag != 0)
-        .fold(0, |prot, (_, bit)| prot | bit);
+    let prot =
+        [(elf::PF_R.0, libc::PROT_READ), (elf::PF_W.0, libc::PROT_WRITE), (elf::PF_X.0, libc::PROT_EXEC)]
+            .into_iter()
+            .filter(|(flag, _)| flags & flag != 0)
+            .fold(0, |prot, (_, bit)| prot | bit);
     let segment = Segment {
         offset: header.p_offset.get(le),
         vaddr: header.p_vaddr.get(le),

@@ -44,7 +44,8 @@ impl Program {
         let fail = |errno| LoadError::Map { path: self.main.path.clone(), errno };
         let exec = if self.main.executable_stack { libc::PROT_EXEC } else { 0 };
         let bottom = layout.stack_top - layout.stack_len;
-        mm.map_named(bottom, layout.stack_len, libc::PROT_READ | libc::PROT_WRITE | exec, "[stack]").map_err(fail)?;
+        mm.map_named(bottom, layout.stack_len, libc::PROT_READ | libc::PROT_WRITE | exec, "[stack]")
+            .map_err(fail)?;
 
         let entry = match &interpreter {
             Some((file, mapped)) => mapped.bias.wrapping_add(file.entry),

@@ -73,9 +73,9 @@ impl LoadError {
     #[must_use]
     pub fn errno(&self) -> Errno {
         match self {
-            LoadError::Open { errno, .. } | LoadError::Interpreter { errno, .. } | LoadError::Map { errno, .. } => {
-                *errno
-            }
+            LoadError::Open { errno, .. }
+            | LoadError::Interpreter { errno, .. }
+            | LoadError::Map { errno, .. } => *errno,
             LoadError::Directory { .. } => Errno::EACCES,
             LoadError::BadFormat { .. } => Errno::ENOEXEC,
             LoadError::ArgumentsTooLong => Errno::E2BIG,
@@ -101,7 +101,10 @@ const SCRIPT_NESTING: usize = 5;
 impl Program {
     /// Opens and checks the program at `path` (relative to `dir`) and whatever interpreters it needs.
     pub(crate) fn open(
-        dir: BorrowedFd<'_>, path: &CStr, argv: Vec<CString>, envp: Vec<CString>,
+        dir: BorrowedFd<'_>,
+        path: &CStr,
+        argv: Vec<CString>,
+        envp: Vec<CString>,
     ) -> Result<Self, LoadError> {
         let execfn = path.to_owned();
         let shown = |path: &CStr| path.to_string_lossy().into_owned();
@@ -119,10 +122,8 @@ impl Program {
                 None => error,
             })?;
             let mut head = [0; script::HEAD_LEN];
-            let len = host::pread64(file.as_fd(), &mut head[..], 0).map_err(|errno| LoadError::Open {
-                path: shown(&path),
-                errno,
-            })?;
+            let len = host::pread64(file.as_fd(), &mut head[..], 0)
+                .map_err(|errno| LoadError::Open { path: shown(&path), errno })?;
             if let Some(line) = script::parse(&head[..len]) {
                 let line = line.map_err(|reason| LoadError::BadFormat { path: shown(&path), reason })?;
                 let rest = argv.into_iter().skip(1);

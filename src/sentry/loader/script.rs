@@ -32,7 +32,9 @@ fn parse_line(line: &[u8], may_be_cut: bool) -> Result<ScriptLine, &'static str>
     let (name, rest) = match split {
         Some(at) => (&text[..at], trim(&text[at..], is_blank)),
         // Without an end of the name in the part that was read, it may go on.
-        None if end.is_none() && may_be_cut => return Err("the interpreter's name in the #! line is too long"),
+        None if end.is_none() && may_be_cut => {
+            return Err("the interpreter's name in the #! line is too long");
+        }
         None => (text, &[][..]),
     };
     let string = |bytes: &[u8]| CString::new(bytes).map_err(|_| "zero byte in the #! line");

@@ -66,7 +66,11 @@ impl Strings {
 impl InitialStack {
     /// Lays out the stack that ends at `top`.
     pub(super) fn build(
-        top: u64, argv: &[CString], envp: &[CString], execfn: &CStr, auxiliary: &Auxiliary,
+        top: u64,
+        argv: &[CString],
+        envp: &[CString],
+        execfn: &CStr,
+        auxiliary: &Auxiliary,
     ) -> Self {
         const PLATFORM: &[u8] = b"x86_64\0";
         const RANDOM_LEN: usize = 16;
@@ -74,10 +78,11 @@ impl InitialStack {
         let substitute = [CString::default()];
         let argv = if argv.is_empty() { &substitute[..] } else { argv };
 
-        let strings_len = argv.iter().chain(envp).map(|string| string.as_bytes_with_nul().len()).sum::<usize>()
-            + execfn.to_bytes_with_nul().len()
-            + PLATFORM.len()
-            + RANDOM_LEN;
+        let strings_len =
+            argv.iter().chain(envp).map(|string| string.as_bytes_with_nul().len()).sum::<usize>()
+                + execfn.to_bytes_with_nul().len()
+                + PLATFORM.len()
+                + RANDOM_LEN;
         // The last eight bytes of the stack stay zero, as in the kernel.
         let base = (top - 8 - strings_len as u64) & !15;
         let mut strings = Strings { base, bytes: Vec::with_capacity(strings_len + 32) };

@@ -41,7 +41,8 @@ impl Fixture {
 fn tiny_elf() -> Vec<u8> {
     let mut bytes = vec![0_u8; 64 + 56 + 16];
     bytes[..16].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    let mut put = |at: usize, value: u64, len: usize| bytes[at..at + len].copy_from_slice(&value.to_le_bytes()[..len]);
+    let mut put =
+        |at: usize, value: u64, len: usize| bytes[at..at + len].copy_from_slice(&value.to_le_bytes()[..len]);
     put(16, 2, 2); // ET_EXEC
     put(18, 62, 2); // EM_X86_64
     put(20, 1, 4);
@@ -181,7 +182,10 @@ fn scripts_nest_and_pass_their_argument() {
     assert_eq!(fixture.open("loop").err().unwrap().errno(), Errno::ELOOP);
     fixture.write("lost", b"#!/no/such/interpreter\n");
     let error = fixture.open("lost").err().unwrap();
-    assert_eq!(error.to_string(), "lost: interpreter /no/such/interpreter not usable: No such file or directory");
+    assert_eq!(
+        error.to_string(),
+        "lost: interpreter /no/such/interpreter not usable: No such file or directory"
+    );
 }
 
 #[test]
@@ -207,8 +211,10 @@ fn the_initial_stack_is_laid_out_as_the_abi_says() {
         assert_eq!(word(1 + argc), 0);
         assert_eq!(text(word(2 + argc)), "A=1");
         assert_eq!(word(4 + argc), 0);
-        let auxv: Vec<(u64, u64)> =
-            (0..).map(|pair| (word(5 + argc + 2 * pair), word(6 + argc + 2 * pair))).take_while(|(kind, _)| *kind != 0).collect();
+        let auxv: Vec<(u64, u64)> = (0..)
+            .map(|pair| (word(5 + argc + 2 * pair), word(6 + argc + 2 * pair)))
+            .take_while(|(kind, _)| *kind != 0)
+            .collect();
         let value = |kind: u64| auxv.iter().find(|(found, _)| *found == kind).unwrap().1;
         assert_eq!(value(libc::AT_PHDR), 0x40_0040);
         assert_eq!(value(libc::AT_SYSINFO_EHDR), 0x1000);

@@ -62,7 +62,9 @@ impl Mm {
         let shared = match request.flags & libc::MAP_TYPE {
             libc::MAP_PRIVATE => false,
             libc::MAP_SHARED => true,
-            libc::MAP_SHARED_VALIDATE if request.flags & libc::MAP_SYNC != 0 => return Err(Errno::EOPNOTSUPP),
+            libc::MAP_SHARED_VALIDATE if request.flags & libc::MAP_SYNC != 0 => {
+                return Err(Errno::EOPNOTSUPP);
+            }
             libc::MAP_SHARED_VALIDATE => true,
             _ => return Err(Errno::EINVAL),
         };
@@ -97,8 +99,11 @@ impl Mm {
         };
         state.map.insert(Region { start, end: start + len, protection, shared, backing });
         drop(state);
-        if request.flags & (libc::MAP_POPULATE | libc::MAP_LOCKED) != 0 && request.flags & libc::MAP_NONBLOCK == 0 {
-            let advice = if protection.write && !shared { Advice::PopulateWrite } else { Advice::PopulateRead };
+        if request.flags & (libc::MAP_POPULATE | libc::MAP_LOCKED) != 0
+            && request.flags & libc::MAP_NONBLOCK == 0
+        {
+            let advice =
+                if protection.write && !shared { Advice::PopulateWrite } else { Advice::PopulateRead };
             // Populating is best effort, as in the kernel.
             let _ = self.space().advise(addr, len, advice);
         }
@@ -185,7 +190,12 @@ impl Mm {
 
     /// mremap(2).
     pub(crate) fn remap(
-        &self, addr: GuestAddr, old_len: u64, new_len: u64, flags: i32, target: GuestAddr,
+        &self,
+        addr: GuestAddr,
+        old_len: u64,
+        new_len: u64,
+        flags: i32,
+        target: GuestAddr,
     ) -> Result<GuestAddr, Errno> {
         let fixed = flags & libc::MREMAP_FIXED != 0;
         let may_move = flags & libc::MREMAP_MAYMOVE != 0;
@@ -312,10 +322,7 @@ fn file_backing(file: &Arc<File>, offset: u64, shared: bool) -> Backing {
     let _ = host::fstat(file.as_fd(), &mut stat);
     let stat = StatView(&stat);
     let path = std::fs::read_link(file.host_proc_path()).unwrap_or_default();
-    let identity = MappedFile {
-        path: path.to_string_lossy().into_owned(),
-        device: stat.device(),
-        inode: stat.inode(),
-    };
+    let identity =
+        MappedFile { path: path.to_string_lossy().into_owned(), device: stat.device(), inode: stat.inode() };
     Backing::File { identity: Arc::new(identity), offset, open: shared.then(|| Arc::clone(file)) }
 }

@@ -63,7 +63,10 @@ mod tests {
             assert!(layout.stack_top < layout.top);
             assert!(layout.mmap_top + STACK_GAP <= layout.stack_top - layout.stack_len);
             assert!(layout.pie_base + (1 << 40) < layout.mmap_top);
-            assert_eq!((layout.stack_top | layout.mmap_top | layout.pie_base | layout.brk_gap) % PAGE_SIZE, 0);
+            assert_eq!(
+                (layout.stack_top | layout.mmap_top | layout.pie_base | layout.brk_gap) % PAGE_SIZE,
+                0
+            );
         }
         assert!(layouts.windows(2).any(|pair| pair[0].stack_top != pair[1].stack_top));
         assert_eq!(Layout::random(0x10000, 0x7f00_0000_0000, u64::MAX).stack_len, DEFAULT_STACK);

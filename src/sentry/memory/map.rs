@@ -227,7 +227,8 @@ mod tests {
                 }
             }
             for (page, expected) in model.iter().enumerate() {
-                let found = map.find((page as u64) << 12).map_or(0, |region| 2 - u8::from(region.protection.write));
+                let found =
+                    map.find((page as u64) << 12).map_or(0, |region| 2 - u8::from(region.protection.write));
                 assert_eq!(found, *expected);
             }
             let runs = 1 + model.windows(2).filter(|pair| pair[0] != pair[1]).count();

@@ -11,8 +11,8 @@ pub(crate) use layout::Layout;
 pub(crate) use map::MemoryMap;
 pub(crate) use region::{Backing, MappedFile, Region};
 
-use crate::{AddressSpace, GuestAddr, PAGE_SIZE, Protection};
 use crate::sentry::errno::Errno;
+use crate::{AddressSpace, GuestAddr, PAGE_SIZE, Protection};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// An address space of the platform together with the sentry's record of it.

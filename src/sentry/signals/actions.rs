@@ -63,14 +63,17 @@ impl Actions {
             return Err(Errno::EINVAL);
         }
         action.mask &= !SignalSet::UNBLOCKABLE.0;
-        let slot = usize::try_from(signo - 1).ok().and_then(|index| self.0.get_mut(index)).ok_or(Errno::EINVAL)?;
+        let slot =
+            usize::try_from(signo - 1).ok().and_then(|index| self.0.get_mut(index)).ok_or(Errno::EINVAL)?;
         *slot = action;
         Ok(())
     }
 
     /// Back to the default action, for a fault that cannot be delivered and for `SA_RESETHAND`.
     pub(crate) fn reset(&mut self, signo: i32) {
-        let _ = self.get(signo).and_then(|action| self.set(signo, KernelSigaction { handler: SIG_DFL, ..action }));
+        let _ = self
+            .get(signo)
+            .and_then(|action| self.set(signo, KernelSigaction { handler: SIG_DFL, ..action }));
     }
 
     pub(crate) fn disposition(&self, signo: i32) -> Disposition {
@@ -83,10 +86,7 @@ impl Actions {
 
     /// Whether the signal has no effect at all, so that it need not even be queued.
     pub(crate) fn is_ignored(&self, signo: i32) -> bool {
-        matches!(
-            self.disposition(signo),
-            Disposition::Ignore | Disposition::Default(DefaultAction::Ignore)
-        )
+        matches!(self.disposition(signo), Disposition::Ignore | Disposition::Default(DefaultAction::Ignore))
     }
 
     /// What `execve` keeps: ignored signals stay ignored, handlers are gone.

@@ -72,8 +72,14 @@ const _: () = {
     use std::mem::offset_of;
     let context = offset_of!(RtSigframe, context) - UCONTEXT;
     assert!(context == offset_of!(libc::ucontext_t, uc_mcontext), "handlers read gregs here");
-    assert!(offset_of!(RtSigframe, uc_stack) - UCONTEXT == offset_of!(libc::ucontext_t, uc_stack), "uc_stack");
-    assert!(offset_of!(RtSigframe, uc_sigmask) - UCONTEXT == offset_of!(libc::ucontext_t, uc_sigmask), "uc_sigmask");
+    assert!(
+        offset_of!(RtSigframe, uc_stack) - UCONTEXT == offset_of!(libc::ucontext_t, uc_stack),
+        "uc_stack"
+    );
+    assert!(
+        offset_of!(RtSigframe, uc_sigmask) - UCONTEXT == offset_of!(libc::ucontext_t, uc_sigmask),
+        "uc_sigmask"
+    );
     assert!(offset_of!(SigContext, rip) == 8 * libc::REG_RIP as usize, "gregs[REG_RIP]");
     assert!(offset_of!(SigContext, rflags) == 8 * libc::REG_EFL as usize, "gregs[REG_EFL]");
     assert!(offset_of!(SigContext, error_code) == 8 * libc::REG_ERR as usize, "gregs[REG_ERR]");
@@ -101,7 +107,8 @@ const FLAG_TF: u64 = 1 << 8;
 const FLAG_DF: u64 = 1 << 10;
 const FLAG_RF: u64 = 1 << 16;
 /// The flags that a frame may set (`FIX_EFLAGS`): AC OF DF TF SF ZF AF PF CF RF.
-const RESTORED_FLAGS: u64 = 1 << 18 | 1 << 11 | FLAG_DF | FLAG_TF | 1 << 7 | 1 << 6 | 1 << 4 | 1 << 2 | 1 | FLAG_RF;
+const RESTORED_FLAGS: u64 =
+    1 << 18 | 1 << 11 | FLAG_DF | FLAG_TF | 1 << 7 | 1 << 6 | 1 << 4 | 1 << 2 | 1 | FLAG_RF;
 
 /// The thread's state that goes into a frame besides its registers.
 pub(super) struct FrameContext<'a> {
@@ -121,7 +128,10 @@ pub(super) struct BadFrame;
 
 /// Writes a frame and points the registers at the handler.
 pub(super) fn push(
-    memory: &dyn GuestMemory, registers: &mut Registers, xstate: &[u8], context: &FrameContext<'_>,
+    memory: &dyn GuestMemory,
+    registers: &mut Registers,
+    xstate: &[u8],
+    context: &FrameContext<'_>,
 ) -> Result<(), BadFrame> {
     let action = context.action;
     if action.flags & SA_RESTORER == 0 {
@@ -214,7 +224,10 @@ pub(super) struct Restored {
 
 /// Reads the frame that `rt_sigreturn` finds at the stack pointer.
 pub(super) fn pop(
-    memory: &dyn GuestMemory, registers: &mut Registers, xstate: &mut [u8], xfeatures: u64,
+    memory: &dyn GuestMemory,
+    registers: &mut Registers,
+    xstate: &mut [u8],
+    xfeatures: u64,
 ) -> Result<Restored, BadFrame> {
     // The handler's `ret` has popped the return address.
     let frame: RtSigframe =
@@ -252,7 +265,10 @@ pub(super) fn pop(
 
 /// Loads the extended state that a frame points to; a null pointer means the initial state.
 fn restore_xstate(
-    memory: &dyn GuestMemory, fpstate: u64, xstate: &mut [u8], xfeatures: u64,
+    memory: &dyn GuestMemory,
+    fpstate: u64,
+    xstate: &mut [u8],
+    xfeatures: u64,
 ) -> Result<(), BadFrame> {
     const INITIAL_FCW: u16 = 0x37f;
     const INITIAL_MXCSR: u32 = 0x1f80;
@@ -291,7 +307,10 @@ fn restore_xstate(
 
 /// The length of the extended state in a frame, if its two magic numbers and sizes are in order.
 fn extended_len(
-    memory: &dyn GuestMemory, software: &[u8], at: &dyn Fn(usize) -> GuestAddr, limit: usize,
+    memory: &dyn GuestMemory,
+    software: &[u8],
+    at: &dyn Fn(usize) -> GuestAddr,
+    limit: usize,
 ) -> Option<usize> {
     let software = SoftwareBytes::read_from_bytes(software).ok()?;
     let len = software.xstate_size as usize;

@@ -55,9 +55,9 @@ const fn bit(signo: i32) -> u64 {
 /// The name of a signal, for traces and messages.
 pub(crate) fn signal_name(signo: i32) -> String {
     const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
-        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
-        "WINCH", "IO", "PWR", "SYS",
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
     ];
     match usize::try_from(signo - 1).ok().and_then(|index| NAMES.get(index)) {
         Some(name) => format!("SIG{name}"),
@@ -140,7 +140,10 @@ mod tests {
     fn sets_and_names() {
         let set = SignalSet::default().with(1).with(64).with(0).with(65);
         assert_eq!(set.0, 1 | 1 << 63);
-        assert_eq!((set.first(), set.without(1).first(), SignalSet::default().first()), (Some(1), Some(64), None));
+        assert_eq!(
+            (set.first(), set.without(1).first(), SignalSet::default().first()),
+            (Some(1), Some(64), None)
+        );
         assert_eq!(signal_name(libc::SIGSEGV), "SIGSEGV");
         assert_eq!(signal_name(libc::SIGSYS), "SIGSYS");
         assert_eq!((signal_name(34), signal_name(65)), ("SIGRT_2".to_owned(), "65".to_owned()));

@@ -1,7 +1,7 @@
 //! Calls on open descriptors other than reading and writing.
 
 use super::SysResult;
-use super::args::{Fd, FcntlCommand, Hex, OpenFlags};
+use super::args::{FcntlCommand, Fd, Hex, OpenFlags};
 use crate::GuestAddr;
 use crate::sentry::abi::Flock;
 use crate::sentry::errno::Errno;
@@ -59,12 +59,19 @@ pub(super) fn fcntl(task: &mut Task, fd: Fd, command: FcntlCommand, arg: Hex) ->
         | libc::F_GET_SEALS
         | libc::F_GETOWN
         | libc::F_GETLEASE => host::fcntl(file.as_fd(), command.0, number).map(|value| value as i64),
-        libc::F_GETLK | libc::F_SETLK | libc::F_OFD_GETLK | libc::F_OFD_SETLK | libc::F_SETLKW | libc::F_OFD_SETLKW => {
+        libc::F_GETLK
+        | libc::F_SETLK
+        | libc::F_OFD_GETLK
+        | libc::F_OFD_SETLK
+        | libc::F_SETLKW
+        | libc::F_OFD_SETLKW => {
             let addr = GuestAddr::new(number);
             let lock: Flock = task.memory().read_object(addr)?;
             let mut bytes: [u8; 32] = zerocopy::transmute!(lock);
             if matches!(command.0, libc::F_SETLKW | libc::F_OFD_SETLKW) {
-                task.wait(|_, attention| host::wait_fcntl_lock(attention, file.as_fd(), command.0, &mut bytes))?;
+                task.wait(|_, attention| {
+                    host::wait_fcntl_lock(attention, file.as_fd(), command.0, &mut bytes)
+                })?;
             } else {
                 host::fcntl_lock(file.as_fd(), command.0, &mut bytes)?;
             }

@@ -44,13 +44,23 @@ fn write_ids(task: &Task, addrs: [GuestAddr; 3], ids: [[u32; 1]; 3]) -> SysResul
     Ok(0)
 }
 
-pub(super) fn getresuid(task: &mut Task, real: GuestAddr, effective: GuestAddr, saved: GuestAddr) -> SysResult {
+pub(super) fn getresuid(
+    task: &mut Task,
+    real: GuestAddr,
+    effective: GuestAddr,
+    saved: GuestAddr,
+) -> SysResult {
     let (mut r, mut e, mut s) = ([0], [0], [0]);
     host::getresuid(&mut r, &mut e, &mut s)?;
     write_ids(task, [real, effective, saved], [r, e, s])
 }
 
-pub(super) fn getresgid(task: &mut Task, real: GuestAddr, effective: GuestAddr, saved: GuestAddr) -> SysResult {
+pub(super) fn getresgid(
+    task: &mut Task,
+    real: GuestAddr,
+    effective: GuestAddr,
+    saved: GuestAddr,
+) -> SysResult {
     let (mut r, mut e, mut s) = ([0], [0], [0]);
     host::getresgid(&mut r, &mut e, &mut s)?;
     write_ids(task, [real, effective, saved], [r, e, s])

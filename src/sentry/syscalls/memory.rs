@@ -12,7 +12,13 @@ fn address(addr: GuestAddr) -> i64 {
 }
 
 pub(super) fn mmap(
-    task: &mut Task, addr: GuestAddr, len: u64, prot: Protections, flags: MapFlags, fd: Fd, offset: Hex,
+    task: &mut Task,
+    addr: GuestAddr,
+    len: u64,
+    prot: Protections,
+    flags: MapFlags,
+    fd: Fd,
+    offset: Hex,
 ) -> SysResult {
     let file = if flags.0 & libc::MAP_ANONYMOUS != 0 { None } else { Some(task.file(fd.0)?) };
     let offset = if file.is_some() { offset.0 } else { 0 };
@@ -29,7 +35,12 @@ pub(super) fn mprotect(task: &mut Task, addr: GuestAddr, len: u64, prot: Protect
 }
 
 pub(super) fn mremap(
-    task: &mut Task, addr: GuestAddr, old_len: u64, new_len: u64, flags: RemapFlags, new_addr: GuestAddr,
+    task: &mut Task,
+    addr: GuestAddr,
+    old_len: u64,
+    new_len: u64,
+    flags: RemapFlags,
+    new_addr: GuestAddr,
 ) -> SysResult {
     task.mm.remap(addr, old_len, new_len, flags.0, new_addr).map(address)
 }

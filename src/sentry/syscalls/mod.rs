@@ -72,7 +72,9 @@ pub(crate) fn dispatch(task: &mut Task, call: &Syscall) -> SysResult {
 
 /// Makes a call with its trace line around it.
 fn trace_call(
-    task: &mut Task, name: &'static str, before: impl FnOnce(&mut Task, &mut super::observe::Tracer),
+    task: &mut Task,
+    name: &'static str,
+    before: impl FnOnce(&mut Task, &mut super::observe::Tracer),
     run: impl FnOnce(&mut Task) -> SysResult,
     after: impl FnOnce(&mut Task, &mut super::observe::Tracer, SysResult),
 ) -> SysResult {

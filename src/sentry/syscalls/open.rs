@@ -31,7 +31,8 @@ fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> S
     let mode = if creates { mode & 0o7777 & !task.process.fs().umask } else { 0 };
     // Only a FIFO or a device waits to be opened. O_NONBLOCK would tell, but changes the open file; what is known
     // to be neither is opened at once.
-    let host = if flags & (libc::O_NONBLOCK | libc::O_DIRECTORY | libc::O_PATH) != 0 || !is_special(&located) {
+    let host = if flags & (libc::O_NONBLOCK | libc::O_DIRECTORY | libc::O_PATH) != 0 || !is_special(&located)
+    {
         host::openat(located.dir(), located.path(), flags, mode)
     } else {
         task.wait(|_, attention| host::wait_open(attention, located.dir(), located.path(), flags, mode))

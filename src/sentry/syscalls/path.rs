@@ -25,7 +25,13 @@ pub(super) fn faccessat(task: &mut Task, dir: DirFd, path: Path, mode: AccessMod
     host::faccessat(at.dir(), at.path(), mode.0).map(done)
 }
 
-pub(super) fn faccessat2(task: &mut Task, dir: DirFd, path: Path, mode: AccessMode, flags: AtFlags) -> SysResult {
+pub(super) fn faccessat2(
+    task: &mut Task,
+    dir: DirFd,
+    path: Path,
+    mode: AccessMode,
+    flags: AtFlags,
+) -> SysResult {
     let at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
     host::faccessat2(at.dir(), at.path(), mode.0, flags.0).map(done)
 }
@@ -71,7 +77,14 @@ pub(super) fn renameat(task: &mut Task, old: DirFd, from: Path, new: DirFd, to: 
     renameat2(task, old, from, new, to, 0)
 }
 
-pub(super) fn renameat2(task: &mut Task, old: DirFd, from: Path, new: DirFd, to: Path, flags: u32) -> SysResult {
+pub(super) fn renameat2(
+    task: &mut Task,
+    old: DirFd,
+    from: Path,
+    new: DirFd,
+    to: Path,
+    flags: u32,
+) -> SysResult {
     let (from, to) = (task.locate(old.0, &from, false)?, task.locate(new.0, &to, false)?);
     host::renameat2(from.dir(), from.path(), to.dir(), to.path(), flags).map(done)
 }
@@ -80,7 +93,14 @@ pub(super) fn link(task: &mut Task, from: Path, to: Path) -> SysResult {
     linkat(task, CWD, from, CWD, to, AtFlags(0))
 }
 
-pub(super) fn linkat(task: &mut Task, old: DirFd, from: Path, new: DirFd, to: Path, flags: AtFlags) -> SysResult {
+pub(super) fn linkat(
+    task: &mut Task,
+    old: DirFd,
+    from: Path,
+    new: DirFd,
+    to: Path,
+    flags: AtFlags,
+) -> SysResult {
     let follow = flags.0 & libc::AT_SYMLINK_FOLLOW != 0;
     let (from, to) = (task.locate(old.0, &from, follow)?, task.locate(new.0, &to, false)?);
     host::linkat(from.dir(), from.path(), to.dir(), to.path(), flags.0).map(done)
@@ -148,7 +168,14 @@ pub(super) fn fchown(task: &mut Task, fd: Fd, uid: u32, gid: u32) -> SysResult {
     host::fchown(task.file(fd.0)?.as_fd(), uid, gid).map(done)
 }
 
-pub(super) fn fchownat(task: &mut Task, dir: DirFd, path: Path, uid: u32, gid: u32, flags: AtFlags) -> SysResult {
+pub(super) fn fchownat(
+    task: &mut Task,
+    dir: DirFd,
+    path: Path,
+    uid: u32,
+    gid: u32,
+    flags: AtFlags,
+) -> SysResult {
     let at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
     host::fchownat(at.dir(), at.path(), uid, gid, flags.0).map(done)
 }
@@ -159,7 +186,13 @@ pub(super) fn truncate(task: &mut Task, path: Path, length: i64) -> SysResult {
 }
 
 /// The times of the `utime` family, as `utimensat` takes them.
-fn set_times(task: &Task, dir: DirFd, path: &OptionalPath, times: Option<[Timespec; 2]>, flags: i32) -> SysResult {
+fn set_times(
+    task: &Task,
+    dir: DirFd,
+    path: &OptionalPath,
+    times: Option<[Timespec; 2]>,
+    flags: i32,
+) -> SysResult {
     let times: Option<[u8; 32]> = times.map(|times| zerocopy::transmute!(times));
     match &path.0 {
         Some(path) => {
@@ -172,7 +205,13 @@ fn set_times(task: &Task, dir: DirFd, path: &OptionalPath, times: Option<[Timesp
     }
 }
 
-pub(super) fn utimensat(task: &mut Task, dir: DirFd, path: OptionalPath, times: GuestAddr, flags: AtFlags) -> SysResult {
+pub(super) fn utimensat(
+    task: &mut Task,
+    dir: DirFd,
+    path: OptionalPath,
+    times: GuestAddr,
+    flags: AtFlags,
+) -> SysResult {
     let times = task.memory().read_optional::<[Timespec; 2]>(times)?;
     set_times(task, dir, &path, times, flags.0)
 }

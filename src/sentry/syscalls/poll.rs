@@ -32,7 +32,11 @@ impl Timeout {
 }
 
 /// Polls until something is ready; the time that is left comes back with the count.
-fn poll_files(task: &mut Task, fds: &mut [libc::pollfd], timeout: Timeout) -> (Result<usize, Errno>, Duration) {
+fn poll_files(
+    task: &mut Task,
+    fds: &mut [libc::pollfd],
+    timeout: Timeout,
+) -> (Result<usize, Errno>, Duration) {
     let started = Instant::now();
     let limit = match timeout {
         Timeout::Never => None,
@@ -48,7 +52,8 @@ fn poll_files(task: &mut Task, fds: &mut [libc::pollfd], timeout: Timeout) -> (R
         host::wait_ppoll(attention, fds, time.as_mut(), 0)
     });
     // These calls start again only when no handler runs, whatever SA_RESTART says.
-    let result = result.map_err(|errno| if errno == Errno::ERESTARTSYS { Errno::ERESTARTNOHAND } else { errno });
+    let result =
+        result.map_err(|errno| if errno == Errno::ERESTARTSYS { Errno::ERESTARTNOHAND } else { errno });
     (result, limit.map_or(Duration::ZERO, left))
 }
 
@@ -94,7 +99,8 @@ fn poll_guest(task: &mut Task, addr: GuestAddr, count: u32, timeout: Timeout) ->
 }
 
 pub(super) fn poll(task: &mut Task, fds: GuestAddr, count: u32, timeout_ms: i32) -> SysResult {
-    let timeout = u64::try_from(timeout_ms).map_or(Timeout::Never, |ms| Timeout::After(Duration::from_millis(ms)));
+    let timeout =
+        u64::try_from(timeout_ms).map_or(Timeout::Never, |ms| Timeout::After(Duration::from_millis(ms)));
     poll_guest(task, fds, count, timeout).0
 }
 
@@ -109,7 +115,12 @@ fn with_mask(task: &mut Task, mask: GuestAddr, size: usize) -> Result<(), Errno>
 }
 
 pub(super) fn ppoll(
-    task: &mut Task, fds: GuestAddr, count: u32, timeout: InTimespec, mask: GuestAddr, size: usize,
+    task: &mut Task,
+    fds: GuestAddr,
+    count: u32,
+    timeout: InTimespec,
+    mask: GuestAddr,
+    size: usize,
 ) -> SysResult {
     let time = task.memory().read_optional::<Timespec>(timeout.0)?;
     let limit = Timeout::from_timespec(time)?;
@@ -145,7 +156,12 @@ const IN_SET: i16 = libc::POLLRDNORM | libc::POLLRDBAND | libc::POLLIN | libc::P
 const OUT_SET: i16 = libc::POLLWRBAND | libc::POLLWRNORM | libc::POLLOUT | libc::POLLERR;
 const EXCEPT_SET: i16 = libc::POLLPRI;
 
-fn select_files(task: &mut Task, count: i32, sets: [GuestAddr; 3], timeout: Timeout) -> (SysResult, Duration) {
+fn select_files(
+    task: &mut Task,
+    count: i32,
+    sets: [GuestAddr; 3],
+    timeout: Timeout,
+) -> (SysResult, Duration) {
     let count = match usize::try_from(count) {
         Ok(count) => count.min(task.process.files().room()),
         Err(_) => return (Err(Errno::EINVAL), Duration::ZERO),
@@ -161,7 +177,8 @@ fn select_files(task: &mut Task, count: i32, sets: [GuestAddr; 3], timeout: Time
     const EVENTS: [i16; 3] = [IN_SET, OUT_SET, EXCEPT_SET];
     let mut guest = Vec::new();
     for fd in 0..count {
-        let events = sets.iter().zip(EVENTS).filter(|(set, _)| set.has(fd)).fold(0, |all, (_, events)| all | events);
+        let events =
+            sets.iter().zip(EVENTS).filter(|(set, _)| set.has(fd)).fold(0, |all, (_, events)| all | events);
         if events != 0 {
             guest.push(Pollfd { fd: fd as i32, events, revents: 0 });
         }
@@ -193,7 +210,12 @@ fn select_files(task: &mut Task, count: i32, sets: [GuestAddr; 3], timeout: Time
 }
 
 pub(super) fn select(
-    task: &mut Task, count: i32, reads: GuestAddr, writes: GuestAddr, excepts: GuestAddr, timeout: GuestAddr,
+    task: &mut Task,
+    count: i32,
+    reads: GuestAddr,
+    writes: GuestAddr,
+    excepts: GuestAddr,
+    timeout: GuestAddr,
 ) -> SysResult {
     let time = task.memory().read_optional::<Timeval>(timeout)?;
     // select(2) takes microseconds beyond a second and carries them over.
@@ -211,7 +233,12 @@ pub(super) fn select(
 }
 
 pub(super) fn pselect6(
-    task: &mut Task, count: i32, reads: GuestAddr, writes: GuestAddr, excepts: GuestAddr, timeout: InTimespec,
+    task: &mut Task,
+    count: i32,
+    reads: GuestAddr,
+    writes: GuestAddr,
+    excepts: GuestAddr,
+    timeout: InTimespec,
     mask: GuestAddr,
 ) -> SysResult {
     let time = task.memory().read_optional::<Timespec>(timeout.0)?;

@@ -19,19 +19,34 @@ pub(super) fn execve(task: &mut Task, path: Path, argv: GuestAddr, envp: GuestAd
 }
 
 pub(super) fn execveat(
-    task: &mut Task, dir: super::args::DirFd, path: Path, argv: GuestAddr, envp: GuestAddr,
+    task: &mut Task,
+    dir: super::args::DirFd,
+    path: Path,
+    argv: GuestAddr,
+    envp: GuestAddr,
     flags: super::args::AtFlags,
 ) -> SysResult {
     task.execute(dir.0, &path, argv, envp, flags.0)
 }
 
 /// There are no child processes yet.
-pub(super) fn wait4(_: &mut Task, _pid: i32, _status: GuestAddr, _: WaitOptions, _usage: GuestAddr) -> SysResult {
+pub(super) fn wait4(
+    _: &mut Task,
+    _pid: i32,
+    _status: GuestAddr,
+    _: WaitOptions,
+    _usage: GuestAddr,
+) -> SysResult {
     Err(Errno::ECHILD)
 }
 
 pub(super) fn waitid(
-    _: &mut Task, _kind: i32, _id: i32, _info: GuestAddr, _: WaitOptions, _usage: GuestAddr,
+    _: &mut Task,
+    _kind: i32,
+    _id: i32,
+    _info: GuestAddr,
+    _: WaitOptions,
+    _usage: GuestAddr,
 ) -> SysResult {
     Err(Errno::ECHILD)
 }
@@ -106,7 +121,13 @@ pub(super) fn prctl(task: &mut Task, option: i32, arg: Hex, _: Hex, _: Hex, _: H
 
 /// futex(2) of a process with one thread: nobody else waits, and nobody else wakes.
 pub(super) fn futex(
-    task: &mut Task, addr: GuestAddr, operation: i32, value: u32, timeout: GuestAddr, _addr2: GuestAddr, _value3: u32,
+    task: &mut Task,
+    addr: GuestAddr,
+    operation: i32,
+    value: u32,
+    timeout: GuestAddr,
+    _addr2: GuestAddr,
+    _value3: u32,
 ) -> SysResult {
     let command = operation & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
     if !addr.raw().is_multiple_of(4) {

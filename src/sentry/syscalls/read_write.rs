@@ -64,7 +64,13 @@ fn offset_v2(offset: i64, flags: i32) -> Result<Option<i64>, Errno> {
 }
 
 pub(super) fn preadv2(
-    task: &mut Task, fd: Fd, iov: OutIovecs, count: usize, offset: i64, _high: u64, flags: i32,
+    task: &mut Task,
+    fd: Fd,
+    iov: OutIovecs,
+    count: usize,
+    offset: i64,
+    _high: u64,
+    flags: i32,
 ) -> SysResult {
     let file = task.file(fd.0)?;
     let segments = Segments::read(task.memory(), iov.0, count)?;
@@ -72,7 +78,13 @@ pub(super) fn preadv2(
 }
 
 pub(super) fn pwritev2(
-    task: &mut Task, fd: Fd, iov: InIovecs, count: usize, offset: i64, _high: u64, flags: i32,
+    task: &mut Task,
+    fd: Fd,
+    iov: InIovecs,
+    count: usize,
+    offset: i64,
+    _high: u64,
+    flags: i32,
 ) -> SysResult {
     let file = task.file(fd.0)?;
     let segments = Segments::read(task.memory(), iov.0, count)?;
@@ -106,7 +118,9 @@ fn never_waits(files: [&File; 2]) -> bool {
 
 /// Makes a copying call, waiting if one of the files is a stream, and writes the offsets back.
 fn copy(
-    task: &mut Task, files: [&File; 2], offsets: [(GuestAddr, &mut Option<[u8; 8]>); 2],
+    task: &mut Task,
+    files: [&File; 2],
+    offsets: [(GuestAddr, &mut Option<[u8; 8]>); 2],
     mut call: impl FnMut(&host::Attention, Option<&mut [u8; 8]>, Option<&mut [u8; 8]>) -> Result<usize, Errno>,
 ) -> SysResult {
     let [(from_addr, from), (to_addr, to)] = offsets;
@@ -140,7 +154,13 @@ pub(super) fn sendfile(task: &mut Task, out: Fd, input: Fd, offset: GuestAddr, c
 }
 
 pub(super) fn copy_file_range(
-    task: &mut Task, input: Fd, from_addr: GuestAddr, out: Fd, to_addr: GuestAddr, len: usize, flags: u32,
+    task: &mut Task,
+    input: Fd,
+    from_addr: GuestAddr,
+    out: Fd,
+    to_addr: GuestAddr,
+    len: usize,
+    flags: u32,
 ) -> SysResult {
     let (input, out) = (task.file(input.0)?, task.file(out.0)?);
     let (mut from, mut to) = (read_offset(task, from_addr)?, read_offset(task, to_addr)?);
@@ -151,7 +171,13 @@ pub(super) fn copy_file_range(
 }
 
 pub(super) fn splice(
-    task: &mut Task, input: Fd, from_addr: GuestAddr, out: Fd, to_addr: GuestAddr, len: usize, flags: u32,
+    task: &mut Task,
+    input: Fd,
+    from_addr: GuestAddr,
+    out: Fd,
+    to_addr: GuestAddr,
+    len: usize,
+    flags: u32,
 ) -> SysResult {
     let (input, out) = (task.file(input.0)?, task.file(out.0)?);
     let (mut from, mut to) = (read_offset(task, from_addr)?, read_offset(task, to_addr)?);

@@ -18,7 +18,13 @@ fn check_size(size: usize) -> Result<(), Errno> {
     if size == SET_SIZE { Ok(()) } else { Err(Errno::EINVAL) }
 }
 
-pub(super) fn rt_sigaction(task: &mut Task, signo: Signo, new: GuestAddr, old: GuestAddr, size: usize) -> SysResult {
+pub(super) fn rt_sigaction(
+    task: &mut Task,
+    signo: Signo,
+    new: GuestAddr,
+    old: GuestAddr,
+    size: usize,
+) -> SysResult {
     check_size(size)?;
     let new = task.memory().read_optional::<KernelSigaction>(new)?;
     let previous = {
@@ -51,7 +57,13 @@ impl Task {
     }
 }
 
-pub(super) fn rt_sigprocmask(task: &mut Task, how: MaskHow, new: GuestAddr, old: GuestAddr, size: usize) -> SysResult {
+pub(super) fn rt_sigprocmask(
+    task: &mut Task,
+    how: MaskHow,
+    new: GuestAddr,
+    old: GuestAddr,
+    size: usize,
+) -> SysResult {
     check_size(size)?;
     let previous = task.signals.mask;
     if let Some(set) = task.memory().read_optional::<u64>(new)?.map(SignalSet) {
@@ -102,7 +114,11 @@ pub(super) fn pause(task: &mut Task) -> SysResult {
 }
 
 pub(super) fn rt_sigtimedwait(
-    task: &mut Task, set: GuestAddr, info: GuestAddr, timeout: GuestAddr, size: usize,
+    task: &mut Task,
+    set: GuestAddr,
+    info: GuestAddr,
+    timeout: GuestAddr,
+    size: usize,
 ) -> SysResult {
     check_size(size)?;
     let wanted = SignalSet(task.memory().read_object::<u64>(set)?).minus(SignalSet::UNBLOCKABLE);
@@ -235,7 +251,11 @@ fn queue(task: &mut Task, signo: i32, info: GuestAddr) -> Result<SigInfo, Errno>
 pub(super) fn rt_sigqueueinfo(task: &mut Task, pid: i32, signo: Signo, info: GuestAddr) -> SysResult {
     let info = queue(task, signo.0, info)?;
     if pid != task.process.pid {
-        return Err(if info.code() >= 0 || info.code() == libc::SI_TKILL { Errno::EPERM } else { Errno::ESRCH });
+        return Err(if info.code() >= 0 || info.code() == libc::SI_TKILL {
+            Errno::EPERM
+        } else {
+            Errno::ESRCH
+        });
     }
     if signo.0 != 0 && !task.process.actions().is_ignored(signo.0) && !task.process.inbox.post_to_self(info) {
         return Err(Errno::EAGAIN);
@@ -243,7 +263,13 @@ pub(super) fn rt_sigqueueinfo(task: &mut Task, pid: i32, signo: Signo, info: Gue
     Ok(0)
 }
 
-pub(super) fn rt_tgsigqueueinfo(task: &mut Task, tgid: i32, tid: i32, signo: Signo, info: GuestAddr) -> SysResult {
+pub(super) fn rt_tgsigqueueinfo(
+    task: &mut Task,
+    tgid: i32,
+    tid: i32,
+    signo: Signo,
+    info: GuestAddr,
+) -> SysResult {
     let info = queue(task, signo.0, info)?;
     if tgid != task.process.pid || tid != task.tid {
         return Err(Errno::ESRCH);

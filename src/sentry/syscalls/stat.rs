@@ -35,7 +35,14 @@ pub(super) fn newfstatat(task: &mut Task, dir: DirFd, path: Path, buf: OutStat, 
     task.memory().write_object(buf.0, &bytes).map(|()| 0)
 }
 
-pub(super) fn statx(task: &mut Task, dir: DirFd, path: Path, flags: AtFlags, mask: Hex, buf: GuestAddr) -> SysResult {
+pub(super) fn statx(
+    task: &mut Task,
+    dir: DirFd,
+    path: Path,
+    flags: AtFlags,
+    mask: Hex,
+    buf: GuestAddr,
+) -> SysResult {
     let at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
     let mut bytes = [0; 256];
     host::statx(at.dir(), at.path(), flags.0, mask.0 as u32, &mut bytes)?;

@@ -59,7 +59,13 @@ pub(super) fn setrlimit(task: &mut Task, which: Resource, limit: GuestAddr) -> S
     prlimit64(task, 0, which, limit, GuestAddr::NULL)
 }
 
-pub(super) fn prlimit64(task: &mut Task, pid: i32, which: Resource, new: GuestAddr, old: GuestAddr) -> SysResult {
+pub(super) fn prlimit64(
+    task: &mut Task,
+    pid: i32,
+    which: Resource,
+    new: GuestAddr,
+    old: GuestAddr,
+) -> SysResult {
     own_pid(task, pid)?;
     let new = task.memory().read_optional::<Rlimit>(new)?;
     let current = task.process.limits().get(which.0)?;

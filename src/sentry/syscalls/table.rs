@@ -2,8 +2,8 @@
 
 use super::args::*;
 use super::{
-    descriptor, identity, ioctl, memory, open, path, poll, process, read_write, signal, stat, syscall_table, system,
-    time, xattr,
+    descriptor, identity, ioctl, memory, open, path, poll, process, read_write, signal, stat, syscall_table,
+    system, time, xattr,
 };
 use crate::GuestAddr;
 

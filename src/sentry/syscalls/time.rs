@@ -97,7 +97,11 @@ pub(super) fn nanosleep(task: &mut Task, request: InTimespec, remaining: GuestAd
 }
 
 pub(super) fn clock_nanosleep(
-    task: &mut Task, clock: ClockId, flags: i32, request: InTimespec, remaining: GuestAddr,
+    task: &mut Task,
+    clock: ClockId,
+    flags: i32,
+    request: InTimespec,
+    remaining: GuestAddr,
 ) -> SysResult {
     if clock.0 < 0 || clock.0 == libc::CLOCK_THREAD_CPUTIME_ID {
         return Err(Errno::EINVAL);

@@ -1,6 +1,7 @@
 //! Bytes between files and guest memory: the common part of read, write and their vectored kin.
 
 use super::SysResult;
+use crate::GuestAddr;
 use crate::sentry::abi::{Iovec, MAX_RW_COUNT};
 use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, FileType};
@@ -8,7 +9,6 @@ use crate::sentry::guest_memory::{GuestMemory, GuestMemoryExt as _};
 use crate::sentry::host;
 use crate::sentry::signals::SigInfo;
 use crate::sentry::task::Task;
-use crate::GuestAddr;
 use std::os::fd::AsFd as _;
 
 /// Bytes that go through the task's buffer at a time. A multiple of a pipe's atomic size.
@@ -101,10 +101,15 @@ pub(super) fn read(task: &mut Task, file: &File, segments: Segments, offset: Opt
 }
 
 fn read_through(
-    task: &mut Task, file: &File, mut segments: Segments, offset: Option<i64>, buffer: &mut [u8],
+    task: &mut Task,
+    file: &File,
+    mut segments: Segments,
+    offset: Option<i64>,
+    buffer: &mut [u8],
 ) -> SysResult {
     // A stream gives what it has; only files of which there is always more are read on.
-    let whole = segments.left() > CHUNK && matches!(file.file_type(), FileType::Regular | FileType::ReadyDevice);
+    let whole =
+        segments.left() > CHUNK && matches!(file.file_type(), FileType::Regular | FileType::ReadyDevice);
     let waits = offset.is_none() && Task::may_wait(file, libc::POLLIN);
     let mut total = 0_usize;
     loop {
@@ -151,7 +156,11 @@ pub(super) fn write(task: &mut Task, file: &File, segments: Segments, offset: Op
 }
 
 fn write_through(
-    task: &mut Task, file: &File, mut segments: Segments, offset: Option<i64>, buffer: &mut [u8],
+    task: &mut Task,
+    file: &File,
+    mut segments: Segments,
+    offset: Option<i64>,
+    buffer: &mut [u8],
 ) -> SysResult {
     let mut total = 0_usize;
     loop {
@@ -184,7 +193,12 @@ fn write_through(
                 }
                 Err(errno) => {
                     if errno == Errno::EPIPE {
-                        let _ = task.signal_self(SigInfo::from_user(libc::SIGPIPE, libc::SI_USER, task.process.pid, 0));
+                        let _ = task.signal_self(SigInfo::from_user(
+                            libc::SIGPIPE,
+                            libc::SI_USER,
+                            task.process.pid,
+                            0,
+                        ));
                     } else if errno == Errno::EFBIG {
                         let _ = task.signal_self(SigInfo::from_kernel(libc::SIGXFSZ));
                     }

@@ -20,7 +20,12 @@ enum Target<'a> {
 }
 
 /// Has the host fill a buffer of at most the guest's size; a size of zero asks for the length.
-fn fill(task: &Task, buf: OutBytes, size: usize, call: impl FnOnce(&mut [u8]) -> Result<usize, Errno>) -> SysResult {
+fn fill(
+    task: &Task,
+    buf: OutBytes,
+    size: usize,
+    call: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
+) -> SysResult {
     let mut bytes = vec![0; size.min(LARGEST)];
     let len = call(&mut bytes[..])?;
     if size != 0 {
@@ -112,15 +117,36 @@ pub(super) fn flistxattr(task: &mut Task, fd: Fd, names: OutBytes, size: usize) 
     list(task, Target::Descriptor(fd), names, size)
 }
 
-pub(super) fn setxattr(task: &mut Task, path: Path, name: Path, value: InBytes, size: usize, flags: i32) -> SysResult {
+pub(super) fn setxattr(
+    task: &mut Task,
+    path: Path,
+    name: Path,
+    value: InBytes,
+    size: usize,
+    flags: i32,
+) -> SysResult {
     set(task, Target::Path(&path, true), &name.0, value, size, flags)
 }
 
-pub(super) fn lsetxattr(task: &mut Task, path: Path, name: Path, value: InBytes, size: usize, flags: i32) -> SysResult {
+pub(super) fn lsetxattr(
+    task: &mut Task,
+    path: Path,
+    name: Path,
+    value: InBytes,
+    size: usize,
+    flags: i32,
+) -> SysResult {
     set(task, Target::Path(&path, false), &name.0, value, size, flags)
 }
 
-pub(super) fn fsetxattr(task: &mut Task, fd: Fd, name: Path, value: InBytes, size: usize, flags: i32) -> SysResult {
+pub(super) fn fsetxattr(
+    task: &mut Task,
+    fd: Fd,
+    name: Path,
+    value: InBytes,
+    size: usize,
+    flags: i32,
+) -> SysResult {
     set(task, Target::Descriptor(fd), &name.0, value, size, flags)
 }
 

@@ -7,7 +7,15 @@ const BASE: u64 = 0x10_0000;
 const LEN: usize = 0x1_0000;
 
 fn registers() -> Registers {
-    Registers { rip: 0x40_1000, rsp: BASE + 0x9003, rax: 7, r8: 8, rflags: 0x246 | FLAG_DF, fs_base: 5, ..Registers::default() }
+    Registers {
+        rip: 0x40_1000,
+        rsp: BASE + 0x9003,
+        rax: 7,
+        r8: 8,
+        rflags: 0x246 | FLAG_DF,
+        fs_base: 5,
+        ..Registers::default()
+    }
 }
 
 fn xstate() -> Vec<u8> {
@@ -22,7 +30,12 @@ fn action(flags: i32) -> KernelSigaction {
     KernelSigaction { handler: 0x50_0000, flags: flags as u64 | SA_RESTORER, restorer: 0x60_0000, mask: 0 }
 }
 
-fn push_with(memory: &FakeMemory, registers: &mut Registers, flags: i32, stack: AltStack) -> Result<(), BadFrame> {
+fn push_with(
+    memory: &FakeMemory,
+    registers: &mut Registers,
+    flags: i32,
+    stack: AltStack,
+) -> Result<(), BadFrame> {
     let info = SigInfo::from_user(libc::SIGUSR1, 0, 42, 1000);
     let context = FrameContext {
         info: &info,

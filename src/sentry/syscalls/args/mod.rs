@@ -8,10 +8,10 @@ pub(crate) use buffers::{InBytes, InIovecs, OutBytes, OutIovecs};
 pub(crate) use flags::*;
 pub(crate) use structs::{InTimespec, OutFdPair, OutStat, OutTimespec};
 
+use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::{GuestMemory, GuestMemoryExt as _};
 use crate::sentry::signals::signal_name;
-use crate::GuestAddr;
 use std::ffi::{CStr, CString};
 use std::fmt::Write as _;
 
@@ -146,7 +146,11 @@ pub(crate) struct OptionalPath(pub(crate) Option<CString>);
 
 impl Arg for OptionalPath {
     fn decode(raw: u64, memory: &dyn GuestMemory) -> Result<Self, Errno> {
-        if raw == 0 { Ok(Self(None)) } else { memory.read_path(GuestAddr::new(raw)).map(|path| Self(Some(path))) }
+        if raw == 0 {
+            Ok(Self(None))
+        } else {
+            memory.read_path(GuestAddr::new(raw)).map(|path| Self(Some(path)))
+        }
     }
 
     fn show(&self, _: &CallView<'_>, out: &mut String) {
