@@ -38,8 +38,6 @@ pub struct Context {
     result: i64,
     local: Local,
     hot: bool,
-    /// The guest stopped in a trampoline: where it is as far as it knows.
-    guest_rip: Option<u64>,
 }
 
 /// The stub thread that holds a context's registers.
@@ -82,7 +80,6 @@ impl Context {
             result: -i64::from(libc::ENOSYS),
             local: Local::default(),
             hot: false,
-            guest_rip: None,
         }
     }
 
