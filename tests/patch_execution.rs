@@ -103,10 +103,10 @@ impl Lab {
             rax: if small { regs.rax & 0xff } else { regs.rax },
             ..regs
         };
-        // xmm0 and xmm1
-        for byte in &mut context.xstate_mut()[160..192] {
-            *byte = rng.next() as u8;
-        }
+        // xmm0 and xmm1, marked as in use.
+        let image = context.xstate_mut();
+        image[160..192].fill_with(|| rng.next() as u8);
+        image[512] |= 2;
         let mut restart = Rng::new(seed);
         let restart = |_: &_| patched && restart.below(4) == 0;
         let run = run(context, space, MOST_CALLS, &mut self.ways, restart);

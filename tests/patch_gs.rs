@@ -127,7 +127,7 @@ fn a_guest_that_gives_gs_back_before_its_call_stays_patched() {
         a.rdgsbase(rbx)?;
         a.mov(rcx, AREA)?;
         a.wrgsbase(rcx)?;
-        a.mov(rdx, qword_ptr(16).gs())?;
+        a.mov(rbp, qword_ptr(16).gs())?;
         a.wrgsbase(rbx)
     });
     let platform = platform(Patching::Lazy);
@@ -135,7 +135,7 @@ fn a_guest_that_gives_gs_back_before_its_call_stays_patched() {
     assert_eq!(calls(&mut context, &space, 1..=50), Entry::Patched);
     context.pull_full_state().expect("the state");
     assert_eq!(
-        context.registers().rdx,
+        context.registers().rbp,
         u64::from_le_bytes(pattern()[16..24].try_into().expect("eight bytes"))
     );
     assert_untouched(&space, "a %gs that was given back");
