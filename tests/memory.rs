@@ -303,3 +303,13 @@ fn ranges_of_many_tebibytes_work_in_parts() {
         assert_eq!(space.read(gone, &mut [0]), Err(CopyError { copied: 0 }));
     }
 }
+
+/// More than the leader's answers have sequence numbers.
+#[test]
+fn mappings_change_thousands_of_times() {
+    let space = with_pages(1);
+    for turn in 0..3_000 {
+        let prot = if turn % 2 == 0 { Protection::READ } else { Protection::READ_WRITE };
+        space.protect(at(0), PAGE_SIZE, prot).unwrap_or_else(|error| panic!("change {turn}: {error}"));
+    }
+}

@@ -39,8 +39,6 @@ pub struct Context {
     counts: Registered,
     recent_sites: RecentSites,
     hot: bool,
-    /// The guest stopped in a trampoline: where it is as far as it knows.
-    guest_rip: Option<u64>,
 }
 
 /// The stub thread that holds a context's registers.
@@ -85,7 +83,6 @@ impl Context {
             counts,
             recent_sites: RecentSites::new(),
             hot: false,
-            guest_rip: None,
         }
     }
 

@@ -74,7 +74,7 @@ impl Context {
                 self.go_on_at(at)
             }
             Found::At(at) => {
-                self.guest_rip = Some(at.raw());
+                self.leave_trampoline(at)?;
                 Ok(Settled::Event(Event::Signal(Signal { ip: at, ..signal })))
             }
             Found::Call(ret) => {
@@ -93,7 +93,7 @@ impl Context {
         let rip = GuestAddr::new(home.thread.sysmsg().line.rip.load(std::sync::atomic::Ordering::Relaxed));
         match self.locate(rip, false) {
             Found::Guest | Found::OwnBreakpoint(_) => self.attention.set_may_be_in_trampoline(false),
-            Found::At(at) => self.guest_rip = Some(at.raw()),
+            Found::At(at) => self.leave_trampoline(at)?,
             // The call is as good as made: it is the event, and the interrupt stays pending.
             Found::Call(ret) => return self.make_call(ret),
         }
@@ -113,6 +113,16 @@ impl Context {
             let mode = patching::lock(&home.space).mode();
             patching::drop_all(&home.space, mode);
         }
+    }
+
+    /// Makes a guest that stopped in a trampoline one that stopped at an address of its own: there is no telling how
+    /// long it stands, and the trampoline must not have to wait for it.
+    fn leave_trampoline(&mut self, at: GuestAddr) -> Result<(), SwitchError> {
+        self.pull_full_state()?;
+        self.full.regs.rip = at.raw();
+        self.changed = true;
+        self.attention.set_may_be_in_trampoline(false);
+        Ok(())
     }
 
     /// Lets the guest go on at an address of its own, with all else as it is.

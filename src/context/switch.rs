@@ -33,7 +33,6 @@ impl Context {
             let Some(home) = &self.home else { return Err(SwitchError::BadState { what: "no stub thread" }) };
             self.pulled = false;
             self.changed = false;
-            self.guest_rip = None;
             let event = HandOff::attached(&self.platform, &home.thread, &self.attention).exchange(reply);
             let event = match event {
                 Ok(event) => self.decode(event)?,
@@ -98,9 +97,6 @@ impl Context {
             }
             Stop::OtherCall => regs.rax = self.result as u64,
             Stop::Plain | Stop::Empty | Stop::Patched => {}
-        }
-        if let Some(rip) = self.guest_rip {
-            regs.rip = rip;
         }
         self.pulled = true;
         Ok(())

@@ -97,10 +97,12 @@ fn write_back(space: &SpaceInner, books: &mut Patcher, removals: &[Removal], whe
         run_where_mapped(books, &hands, steps);
     }
     if space.process.all_outside_trampolines() {
-        run_where_mapped(books, &hands, when_left);
         let mut memory = books.blocks.with(&hands);
-        let steps = books.patches.reclaim(&mut memory);
-        run_where_mapped(books, &hands, &steps);
+        let reclaimed = books.patches.reclaim(&mut memory);
+        // Each is in a mapping of its own, perhaps.
+        for step in when_left.iter().chain(&reclaimed) {
+            run_where_mapped(books, &hands, std::slice::from_ref(step));
+        }
     }
     thread.park();
 }

@@ -6,6 +6,8 @@ use super::lock;
 use crate::GuestAddr;
 use crate::address_space::SpaceInner;
 
+const INT3: u8 = 0xcc;
+
 /// Where a guest is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Found {
@@ -27,7 +29,10 @@ pub(crate) fn locate(space: &SpaceInner, rip: GuestAddr, breakpoint: bool) -> Fo
     }
     let rip = usertrap::GuestAddr::new(rip.raw());
     if breakpoint && let Some(at) = books.patches.own_breakpoint(rip) {
-        return Found::OwnBreakpoint(GuestAddr::new(at.get()));
+        // Nothing is being written while the books are locked: an `int3` that stands there now is the guest's own.
+        let (at, mut byte) = (GuestAddr::new(at.get()), [0]);
+        let is_guests = space.read_memory(at, &mut byte).is_ok() && byte == [INT3];
+        return if is_guests { Found::Guest } else { Found::OwnBreakpoint(at) };
     }
     match books.patches.locate(rip) {
         RipMeaning::Guest | RipMeaning::Astray => Found::Guest,

@@ -55,7 +55,7 @@ impl Subprocess {
             }
         }
         page.count.store(calls.len() as u32, Ordering::Relaxed);
-        seat.seq = seat.seq.wrapping_add(1);
+        seat.seq = next_seq(seat.seq);
         page.seq.store(seat.seq, Ordering::SeqCst);
         sys::futex_wake_shared(&page.seq);
         self.wait_for_answer(seat.seq)
@@ -102,6 +102,28 @@ impl Subprocess {
             } else {
                 std::thread::sleep(Duration::from_micros(500));
             }
+        }
+    }
+}
+
+/// The sequence number after `seq`. None whose answer could be the file offset 0, which stands for no answer.
+fn next_seq(seq: u32) -> u32 {
+    let next = seq.wrapping_add(1);
+    if next.is_multiple_of(1 << SEQ_BITS) { next + 1 } else { next }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_answer_is_the_offset_of_a_fresh_file() {
+        let mut seq = u32::MAX - 3_000;
+        for _ in 0..6_000 {
+            let next = next_seq(seq);
+            assert_ne!(next % (1 << SEQ_BITS), 0);
+            assert_ne!(next, seq);
+            seq = next;
         }
     }
 }

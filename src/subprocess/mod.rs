@@ -32,7 +32,7 @@ pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(crate) struct Attention {
     word: AtomicU32,
-    /// The context's guest runs, or stopped inside a trampoline. Written by the context's own thread only.
+    /// The context's guest runs. Written by the context's own thread only.
     may_be_in_trampoline: AtomicBool,
 }
 

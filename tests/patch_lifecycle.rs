@@ -1,0 +1,512 @@
+//! Patches over the life of an address space: many sites, mappings that come and go, forks, moves, roll-backs,
+//! single-stepping, code that rewrites itself; and mappings that must never be patched.
+
+#[path = "common/patch_lab.rs"]
+mod patch_lab;
+#[path = "common/small_guest.rs"]
+mod small_guest;
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+
+use iced_x86::code_asm::*;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use patch_lab::{bytes_at, first_difference, platform, put_code, put_data};
+use systrap::{
+    AddressSpace, Context, Entry, Event, GuestAddr, PAGE_SIZE, Patching, Protection, Sharing, Systrap,
+};
+
+const CODE: u64 = 0x40_0000;
+const STACK: u64 = 0x7000_0000;
+const STACK_LEN: u64 = 0x4000;
+/// Length of a function made by [`functions`].
+const STEP: usize = 32;
+
+fn at(addr: u64) -> GuestAddr {
+    GuestAddr::new(addr)
+}
+
+/// Enough code in front of the first site for its boundaries to be proved.
+const LEAD: usize = 64;
+
+/// `count` functions of [`STEP`] bytes, each with its own number from `first` on; each falls into the next, the last
+/// returns to the beginning.
+fn functions(count: usize, first: u32) -> Vec<u8> {
+    let mut code = [0x49, 0x89, 0xe5, 0x90].repeat(LEAD / 4); // mov r13, rsp; nop
+    for i in 0..count {
+        let [a, b, c, d] = (first + i as u32).to_le_bytes();
+        // mov rdi, r12 and others; mov eax, imm32; syscall
+        code.extend([0x4c, 0x89, 0xe7, 0x4c, 0x89, 0xe6, 0x4c, 0x89, 0xe2, 0x4d, 0x89, 0xe0]);
+        code.extend([0x90; 3]);
+        code.extend([0xb8, a, b, c, d, 0x0f, 5]);
+        code.resize(LEAD + (i + 1) * STEP, 0x90);
+    }
+    let back = -(code.len() as i32 + 5);
+    code.push(0xe9);
+    code.extend(back.to_le_bytes());
+    code
+}
+
+/// Where the `syscall` of the `i`th function is.
+fn site(code: u64, i: usize) -> u64 {
+    code + (LEAD + i * STEP) as u64 + 20
+}
+
+fn guest_in(platform: &Systrap, space: &AddressSpace, code: u64) -> Context {
+    put_data(space, STACK, STACK_LEN, &[]);
+    let mut context = platform.new_context().expect("a context");
+    let regs = context.registers_mut();
+    (regs.rip, regs.rsp, regs.r12) = (code, STACK + STACK_LEN, 77);
+    context
+}
+
+fn guest(platform: &Systrap, code: &[u8]) -> (AddressSpace, Context) {
+    let space = platform.new_address_space().expect("an address space");
+    put_code(&space, CODE, code);
+    let context = guest_in(platform, &space, CODE);
+    (space, context)
+}
+
+/// Runs through all functions once; says how many calls came patched.
+#[track_caller]
+fn round(context: &mut Context, space: &AddressSpace, code: u64, count: usize, first: u32) -> usize {
+    let mut patched = 0;
+    for i in 0..count {
+        match context.switch(space).expect("the stub process lives") {
+            Event::Syscall(call) => {
+                assert_eq!((call.nr, call.args[0]), (first + i as u32, 77), "call {i}");
+                assert_eq!(call.ip.raw(), site(code, i) + 2);
+                patched += usize::from(call.entry == Entry::Patched);
+            }
+            other => panic!("call {i}: {other:?}"),
+        }
+        context.set_return(0);
+    }
+    patched
+}
+
+fn mappings(space: &AddressSpace) -> usize {
+    std::fs::read_to_string(format!("/proc/{}/maps", space.pid()))
+        .expect("the stub's mappings")
+        .lines()
+        .count()
+}
+
+/// Executable memory that the guest did not map: first address and length.
+fn trampolines(space: &AddressSpace) -> Vec<(u64, u64)> {
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", space.pid())).expect("the stub's mappings");
+    let anonymous = maps.lines().filter(|line| line.contains("r-xp") && line.split_whitespace().count() == 5);
+    let ranges = anonymous.map(|line| {
+        let (from, to) = line.split_whitespace().next().and_then(|r| r.split_once('-')).expect("a range");
+        let number = |text| u64::from_str_radix(text, 16).expect("an address");
+        (number(from), number(to) - number(from))
+    });
+    ranges.filter(|(at, _)| !(CODE..CODE + 0x100_0000).contains(at)).collect()
+}
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
+}
+
+#[test]
+fn five_thousand_sites_are_all_patched() {
+    const SITES: usize = 5_000;
+    let platform = platform(Patching::Lazy);
+    let code = functions(SITES, 10_000);
+    let (space, mut context) = guest(&platform, &code);
+    assert_eq!(round(&mut context, &space, CODE, SITES, 10_000), 0);
+    assert_eq!(space.patched_sites(), SITES as u64);
+    assert_eq!(round(&mut context, &space, CODE, SITES, 10_000), SITES);
+    println!("{SITES} sites, trampolines in {:x?}", trampolines(&space));
+    space.set_patching(Patching::Off);
+    assert_eq!(first_difference(&bytes_at(&space, CODE, code.len()), &code), None);
+    assert_eq!(trampolines(&space), [], "the trampolines are given back");
+    assert_eq!(round(&mut context, &space, CODE, SITES, 10_000), 0);
+}
+
+#[test]
+fn code_that_comes_and_goes_leaves_nothing_behind() {
+    const TURNS: u64 = 10_000;
+    let platform = platform(Patching::Lazy);
+    let code = functions(1, 500);
+    let space = platform.new_address_space().expect("an address space");
+    let mut context = guest_in(&platform, &space, CODE);
+    let (mut before, mut patched) = ((0, 0), 0);
+    for turn in 0..TURNS {
+        // Other places now and then, so that it is not the same trampoline for ever.
+        let place = CODE + turn % 37 * 0x1_0000;
+        put_code(&space, place, &code);
+        context.pull_full_state().expect("the state");
+        context.registers_mut().rip = place;
+        let calls = if turn % 10 == 0 { 2 } else { 1 };
+        for _ in 0..calls {
+            patched += round(&mut context, &space, place, 1, 500);
+        }
+        assert_eq!(space.patched_sites(), 1, "turn {turn}");
+        space.unmap(at(place), PAGE_SIZE).expect("the code is unmapped");
+        assert_eq!(space.patched_sites(), 0, "turn {turn}");
+        if turn == 1_000 {
+            before = (resident_kib(), mappings(&space));
+        }
+    }
+    let after = (resident_kib(), mappings(&space));
+    println!("{TURNS} times; resident KiB and guest mappings {before:?}, at the end {after:?}");
+    assert_eq!(patched as u64, TURNS / 10);
+    assert!(after.1 <= before.1 + 1, "mappings of the guest: {before:?}, {after:?}");
+    // Other tests of this binary run in the same process.
+    assert!(after.0 < before.0 + 64 * 1024, "the supervisor grows: {before:?}, {after:?}");
+    assert!(trampolines(&space).len() <= 1);
+}
+
+#[test]
+fn both_sides_of_a_fork_patch_on() {
+    let platform = platform(Patching::Lazy);
+    let code = functions(40, 600);
+    let (space, mut context) = guest(&platform, &code);
+    round(&mut context, &space, CODE, 20, 600);
+    let child = space.fork().expect("a fork");
+    assert_eq!(child.patched_sites(), 20);
+    context.pull_full_state().expect("the state");
+    let mut other = context.duplicate().expect("a context");
+    let rest = |context: &mut Context, space: &AddressSpace| {
+        for i in 20..40 {
+            let call = small_guest::next_call(context, space);
+            assert_eq!((call.nr, call.entry), (600 + i, Entry::Trapped));
+            context.set_return(0);
+        }
+        assert_eq!(round(context, space, CODE, 40, 600), 40, "all sites, old and new");
+    };
+    rest(&mut other, &child);
+    assert_eq!(space.patched_sites(), 20, "the parent's patches are its own");
+    rest(&mut context, &space);
+    child.set_patching(Patching::Off);
+    assert_eq!(first_difference(&bytes_at(&child, CODE, code.len()), &code), None);
+    assert_eq!(trampolines(&child), []);
+    assert_eq!(round(&mut context, &space, CODE, 40, 600), 40);
+    assert_eq!(round(&mut other, &child, CODE, 40, 600), 0);
+}
+
+/// What execve does, and a context that comes back.
+#[test]
+fn a_context_moves_between_patched_address_spaces() {
+    let platform = platform(Patching::Lazy);
+    let (first, mut context) = guest(&platform, &functions(4, 700));
+    let (second, _) = guest(&platform, &functions(4, 800));
+    round(&mut context, &first, CODE, 4, 700);
+    // It moves in the middle of a patched call, with its registers, to where that code is another.
+    assert_eq!(round(&mut context, &first, CODE, 3, 700), 3);
+    let call = small_guest::next_call(&mut context, &second);
+    assert_eq!((call.nr, call.entry), (803, Entry::Trapped));
+    for _ in 0..3 {
+        round(&mut context, &second, CODE, 4, 800);
+    }
+    assert_eq!(round(&mut context, &second, CODE, 4, 800), 4);
+    assert_eq!(round(&mut context, &first, CODE, 4, 700), 4, "what was patched there still is");
+    first.release().expect("it dies");
+    assert_eq!(round(&mut context, &second, CODE, 0, 800), 0);
+}
+
+#[test]
+fn roll_back_on_request_and_patching_again() {
+    let platform = platform(Patching::Lazy);
+    let code = functions(10, 900);
+    let (space, mut context) = guest(&platform, &code);
+    for _ in 0..20 {
+        assert_eq!(round(&mut context, &space, CODE, 10, 900), 0);
+        assert_eq!(round(&mut context, &space, CODE, 10, 900), 10);
+        assert_ne!(bytes_at(&space, CODE, code.len()), code);
+        space.roll_back_patches();
+        assert_eq!((space.patched_sites(), bytes_at(&space, CODE, code.len())), (0, code.clone()));
+        assert_eq!(trampolines(&space), []);
+    }
+}
+
+/// The rips at which a guest stops that sets TF by itself.
+fn steps(patching: Patching, first_round: bool) -> Vec<u64> {
+    let platform = platform(Patching::Lazy);
+    let code = small_guest::assemble(|a| {
+        (|| {
+            let mut again = a.create_label();
+            a.set_label(&mut again)?;
+            a.pushfq()?;
+            a.or(qword_ptr(rsp), r13d)?;
+            a.popfq()?;
+            for register in [rdi, rsi, rdx, r8, r9, r10, r14, r15] {
+                a.mov(register, r12)?;
+            }
+            a.mov(eax, 950)?;
+            a.mov(rdi, r12)?;
+            a.syscall()?;
+            a.mov(rbx, rax)?;
+            a.nop()?;
+            a.jmp(again)
+        })()
+        .expect("valid instructions");
+    });
+    let (space, mut context) = guest(&platform, &code);
+    space.set_patching(patching);
+    if !first_round {
+        for _ in 0..2 {
+            small_guest::next_call(&mut context, &space);
+        }
+    }
+    context.pull_full_state().expect("the state");
+    context.registers_mut().r13 = 0x100;
+    let mut seen = Vec::new();
+    let mut calls = 0;
+    while calls < 4 {
+        match context.switch(&space).expect("the stub process lives") {
+            Event::Signal(signal) if signal.signo == libc::SIGTRAP => {
+                seen.push(signal.ip.raw());
+                if seen.len() % 2 == 0 {
+                    context.pull_full_state().expect("the state");
+                    assert_eq!(context.registers().rip, signal.ip.raw());
+                }
+            }
+            Event::Syscall(call) => {
+                calls += 1;
+                seen.push(call.ip.raw() << 32);
+            }
+            other => panic!("{other:?} after {seen:x?}"),
+        }
+    }
+    seen
+}
+
+#[test]
+fn single_steps_over_a_patched_site_are_those_over_an_unpatched_one() {
+    let native = steps(Patching::Off, false);
+    assert!(native.len() > 50);
+    let site = native.iter().filter(|ip| **ip >> 32 != 0).count();
+    assert_eq!(site, 4);
+    assert_eq!(steps(Patching::Lazy, false), native, "a site that was patched before");
+    assert_eq!(steps(Patching::Lazy, true), steps(Patching::Off, true), "a site first met while stepping");
+}
+
+#[test]
+fn a_guest_rewrites_its_code() {
+    let platform = platform(Patching::Lazy);
+    let space = platform.new_address_space().expect("an address space");
+    let mut context = guest_in(&platform, &space, CODE);
+    space.map_anonymous(at(CODE), PAGE_SIZE, Protection::READ_WRITE).expect("memory");
+    for generation in 0..200_u32 {
+        let code = functions(3, 1_000 + generation * 10);
+        space.protect(at(CODE), PAGE_SIZE, Protection::READ_WRITE).expect("writable");
+        if generation > 0 {
+            // What the guest reads before it writes is what it wrote before.
+            let old = functions(3, 1_000 + (generation - 1) * 10);
+            assert_eq!(bytes_at(&space, CODE, old.len()), old, "generation {generation}");
+        }
+        space.write(at(CODE), &code).expect("code is written");
+        space.protect(at(CODE), PAGE_SIZE, Protection::READ_EXECUTE).expect("executable");
+        context.pull_full_state().expect("the state");
+        context.registers_mut().rip = CODE;
+        for patched in [0, 3] {
+            assert_eq!(round(&mut context, &space, CODE, 3, 1_000 + generation * 10), patched);
+        }
+    }
+    // Code that stays writable is nobody's to patch.
+    let all = Protection { read: true, write: true, execute: true };
+    space.protect(at(CODE), PAGE_SIZE, all).expect("a change of protection");
+    context.pull_full_state().expect("the state");
+    context.registers_mut().rip = CODE;
+    for _ in 0..3 {
+        assert_eq!(round(&mut context, &space, CODE, 3, 2_990), 0);
+    }
+}
+
+/// A guest that sets breakpoints of its own where patches were, while another thread keeps the old trampolines alive.
+#[test]
+fn a_guests_own_breakpoint_is_reported_where_a_patch_was() {
+    let platform = platform(Patching::Lazy);
+    // The `mov` straddles a page, so that it is written with an `int3` first.
+    let before = PAGE_SIZE as usize - LEAD - 17;
+    let mut code = vec![0x90; before];
+    code.extend(functions(1, 970));
+    let (space, mut context) = guest(&platform, &code);
+    put_code(&space, 0x80_0000, &[0xeb, 0xfe]); // a thread that runs for ever
+    let mut runner = platform.new_context().expect("a context");
+    runner.registers_mut().rip = 0x80_0000;
+    let interrupter = runner.interrupter();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| runner.switch(&space));
+        while std::fs::read_dir(format!("/proc/{}/task", space.pid())).expect("threads").count() < 2 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        for _ in 0..3 {
+            round(&mut context, &space, CODE + before as u64, 1, 970);
+        }
+        let patched = space.patched_sites();
+        let head = site(CODE + before as u64, 0) - 5;
+        let (page, len) = patch_lab::pages(CODE, code.len());
+        space.protect(at(page), len, Protection::READ_WRITE).expect("writable");
+        space.write(at(head), &[0xcc]).expect("a breakpoint is written");
+        space.protect(at(page), len, Protection::READ_EXECUTE).expect("executable");
+        let watchdog = context.interrupter();
+        let late = scope.spawn(move || {
+            std::thread::sleep(std::time::Duration::from_secs(5));
+            watchdog.interrupt();
+        });
+        let event = context.switch(&space);
+        interrupter.interrupt();
+        assert_eq!(running.join().expect("it ends").expect("it lives"), Event::Interrupted);
+        assert_eq!(patched, 1);
+        assert!(
+            matches!(event, Ok(Event::Signal(signal)) if signal.signo == libc::SIGTRAP && signal.ip.raw() == head + 1),
+            "{event:?}"
+        );
+        drop(late);
+    });
+}
+
+fn memfd(contents: &[u8]) -> File {
+    let mut file = File::from(memfd_create("patch-test", MFdFlags::empty()).expect("a memfd"));
+    file.write_all(contents).expect("room");
+    file
+}
+
+fn file_contents(file: &File, len: usize) -> Vec<u8> {
+    use std::os::unix::fs::FileExt;
+    let mut contents = vec![0; len];
+    file.read_exact_at(&mut contents, 0).expect("readable");
+    contents
+}
+
+#[test]
+fn a_shared_text_is_never_patched() {
+    let platform = platform(Patching::Lazy);
+    let code = functions(5, 1_100);
+    let file = memfd(&code);
+    let space = platform.new_address_space().expect("an address space");
+    let rx = Protection::READ_EXECUTE;
+    space.map_file(at(CODE), PAGE_SIZE, file.as_fd(), 0, rx, Sharing::Shared).expect("a mapping");
+    let mut context = guest_in(&platform, &space, CODE);
+    for _ in 0..5 {
+        assert_eq!(round(&mut context, &space, CODE, 5, 1_100), 0);
+    }
+    assert_eq!((space.patched_sites(), file_contents(&file, code.len())), (0, code.clone()));
+    // The same file mapped privately is, and the file does not notice.
+    let private = CODE + 0x10_0000;
+    space.map_file(at(private), PAGE_SIZE, file.as_fd(), 0, rx, Sharing::Private).expect("a mapping");
+    context.pull_full_state().expect("the state");
+    context.registers_mut().rip = private;
+    assert_eq!(round(&mut context, &space, private, 5, 1_100), 0);
+    assert_eq!(round(&mut context, &space, private, 5, 1_100), 5);
+    assert_eq!(file_contents(&file, code.len()), code);
+    assert_eq!(bytes_at(&space, CODE, code.len()), code);
+    // A shared mapping moved over private text is shared still.
+    space.remap(at(CODE), PAGE_SIZE, at(private), PAGE_SIZE).expect("a move");
+    for _ in 0..3 {
+        assert_eq!(round(&mut context, &space, private, 5, 1_100), 0);
+    }
+    assert_eq!((space.patched_sites(), file_contents(&file, code.len())), (0, code));
+}
+
+#[test]
+fn text_that_moves_is_restored_and_patched_anew() {
+    let platform = platform(Patching::Lazy);
+    let code = functions(6, 1_200);
+    let (space, mut context) = guest(&platform, &code);
+    let mut place = CODE;
+    for turn in 1..=20 {
+        assert_eq!(round(&mut context, &space, place, 6, 1_200), 0);
+        assert_eq!(round(&mut context, &space, place, 6, 1_200), 6);
+        // Near and far.
+        let next = if turn % 2 == 0 { CODE + turn * 0x1_0000 } else { 0x1234_0000_0000 + turn * 0x1_0000 };
+        space.remap(at(place), PAGE_SIZE, at(next), PAGE_SIZE).expect("a move");
+        place = next;
+        assert_eq!((space.patched_sites(), bytes_at(&space, place, code.len())), (0, code.clone()));
+        context.pull_full_state().expect("the state");
+        context.registers_mut().rip = place;
+    }
+}
+
+#[test]
+fn the_guest_maps_over_trampolines() {
+    let platform = platform(Patching::Lazy);
+    let code = functions(6, 1_300);
+    let (space, mut context) = guest(&platform, &code);
+    for turn in 0..10 {
+        assert_eq!(round(&mut context, &space, CODE, 6, 1_300), 0);
+        assert_eq!(round(&mut context, &space, CODE, 6, 1_300), 6);
+        let blocks = trampolines(&space);
+        assert_eq!(blocks.len(), 1);
+        let (block, len) = blocks[0];
+        if turn % 2 == 0 {
+            space
+                .map_anonymous(at(block + len - PAGE_SIZE), PAGE_SIZE, Protection::READ_WRITE)
+                .expect("a mapping");
+            assert_eq!(bytes_at(&space, block + len - PAGE_SIZE, 8), [0; 8]);
+        } else {
+            space.unmap(at(block), len).expect("an unmapping");
+        }
+        assert_eq!(bytes_at(&space, CODE, code.len()), code);
+    }
+}
+
+/// A site whose bytes lie in two pages loses one of them.
+#[test]
+fn half_of_a_straddling_site_is_unmapped() {
+    let platform = platform(Patching::Lazy);
+    // mov eax, imm32 begins one to four bytes in front of the page's end.
+    for inside in 1..=4 {
+        for lost in [0, PAGE_SIZE] {
+            let before = PAGE_SIZE as usize - LEAD - 15 - inside;
+            let mut code = vec![0x90; before];
+            code.extend(functions(2, 1_400));
+            let (space, mut context) = guest(&platform, &code);
+            let start = CODE + before as u64;
+            context.registers_mut().rip = start;
+            round(&mut context, &space, start, 2, 1_400);
+            assert_eq!(round(&mut context, &space, start, 2, 1_400), 2);
+            space.unmap(at(CODE + lost), PAGE_SIZE).expect("an unmapping");
+            let kept = if lost == 0 { PAGE_SIZE as usize..code.len() } else { 0..PAGE_SIZE as usize };
+            let found = bytes_at(&space, CODE + kept.start as u64, kept.len());
+            let known_sites = space.patched_sites();
+            space.roll_back_patches();
+            let rolled_back = bytes_at(&space, CODE + kept.start as u64, kept.len());
+            assert_eq!(
+                first_difference(&rolled_back, &code[kept.clone()]),
+                None,
+                "{inside} bytes, {lost:#x} lost"
+            );
+            // The second function lies in the second page and may stay as it is.
+            assert!(known_sites == u64::from(lost == 0), "{known_sites} sites, {found:x?}");
+            let (page, len) = patch_lab::pages(CODE, code.len());
+            put_code(&space, page, &code);
+            assert_eq!(len, 2 * PAGE_SIZE);
+            assert_eq!(round(&mut context, &space, start, 2, 1_400), 0);
+            assert_eq!(round(&mut context, &space, start, 2, 1_400), 2);
+        }
+    }
+}
+
+#[test]
+fn with_patching_off_no_byte_of_the_guest_changes() {
+    let code = functions(50, 1_500);
+    for by_option in [true, false] {
+        let platform = platform(if by_option { Patching::Off } else { Patching::Lazy });
+        let file = memfd(&code);
+        let space = platform.new_address_space().expect("an address space");
+        space.set_patching(Patching::Off);
+        let rx = Protection::READ_EXECUTE;
+        space.map_file(at(CODE), PAGE_SIZE, file.as_fd(), 0, rx, Sharing::Private).expect("a mapping");
+        let mut context = guest_in(&platform, &space, CODE);
+        let mapped = mappings(&space);
+        for _ in 0..10 {
+            assert_eq!(round(&mut context, &space, CODE, 50, 1_500), 0);
+            assert_eq!(bytes_at(&space, CODE, code.len()), file_contents(&file, code.len()));
+        }
+        assert_eq!((space.patched_sites(), trampolines(&space)), (0, vec![]));
+        assert_eq!(mappings(&space), mapped, "and nothing is mapped");
+        // Nobody ever wrote to the private pages: none of them is a copy.
+        let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", space.pid())).expect("smaps");
+        let text = smaps.split("patch-test").nth(1).expect("the mapping of the file");
+        let copied = text.lines().find(|line| line.starts_with("Anonymous:")).expect("a count");
+        assert_eq!(copied.split_whitespace().nth(1), Some("0"), "{copied}");
+    }
+}
