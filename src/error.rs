@@ -62,6 +62,14 @@ pub enum Error {
         /// How many there can be.
         limit: u64,
     },
+    /// A call number that the stub cannot answer by itself.
+    #[error("call number {nr} cannot be answered in the stub: its table ends at {limit}")]
+    NotAnswerable {
+        /// The number.
+        nr: u32,
+        /// The first number that is too large.
+        limit: u32,
+    },
     /// The stub's code is not where it should be: the program was linked in a way the platform cannot work with.
     #[error(
         "the stub's code was dropped or moved by the linker; do not strip or reorder the section systrap_stub"

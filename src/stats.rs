@@ -17,7 +17,8 @@ pub struct Stats {
     pub trapped: u64,
     /// Those that came through a patched site.
     pub patched: u64,
-    /// Those answered in the stub: only the stub can count them, so this is the guests' claim.
+    /// Those answered in the stub: only the stub can count them, so this is the guests' claim. As far as contexts
+    /// have counted them, see [`Context::count_answers`](crate::Context::count_answers).
     pub answered: u64,
     /// Distinct sites that were executed, of all address spaces together.
     pub sites: u64,
@@ -60,8 +61,8 @@ pub(crate) struct Counters {
 struct Contexts {
     live: BTreeMap<u64, Arc<Local>>,
     next: u64,
-    /// Calls of contexts that are gone: trapped, patched.
-    ended: (u64, u64),
+    /// Calls of contexts that are gone: trapped, patched, answered.
+    ended: [u64; 3],
 }
 
 impl Counters {
@@ -79,9 +80,7 @@ impl Counters {
     pub(crate) fn unregister(&self, registered: &Registered) {
         let mut contexts = lock(&self.contexts);
         if let Some(local) = contexts.live.remove(&registered.id) {
-            let (trapped, patched) = local.get();
-            contexts.ended.0 += trapped;
-            contexts.ended.1 += patched;
+            contexts.ended = sum(contexts.ended, local.get());
         }
     }
 
@@ -91,18 +90,14 @@ impl Counters {
 
     pub(crate) fn snapshot(&self) -> Stats {
         let contexts = lock(&self.contexts);
-        let (mut trapped, mut patched) = contexts.ended;
-        for local in contexts.live.values() {
-            let counts = local.get();
-            trapped += counts.0;
-            patched += counts.1;
-        }
+        let live = contexts.live.values().map(|local| local.get());
+        let [trapped, patched, answered] = live.fold(contexts.ended, sum);
         drop(contexts);
         Stats {
-            calls: trapped + patched,
+            calls: trapped.saturating_add(patched).saturating_add(answered),
             trapped,
             patched,
-            answered: 0,
+            answered,
             sites: self.sites.load(Ordering::Relaxed),
             sites_patched: self.sites_patched.load(Ordering::Relaxed),
             eager: *lock(&self.eager),
@@ -121,6 +116,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Local {
     trapped: AtomicU64,
     patched: AtomicU64,
+    answered: AtomicU64,
+}
+
+/// Saturating: what the stub claims may be anything.
+fn sum(a: [u64; 3], b: [u64; 3]) -> [u64; 3] {
+    [a[0].saturating_add(b[0]), a[1].saturating_add(b[1]), a[2].saturating_add(b[2])]
 }
 
 impl Local {
@@ -132,8 +133,13 @@ impl Local {
         self.patched.store(self.patched.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
-    fn get(&self) -> (u64, u64) {
-        (self.trapped.load(Ordering::Relaxed), self.patched.load(Ordering::Relaxed))
+    pub(crate) fn count_answered(&self, count: u64) {
+        let before = self.answered.load(Ordering::Relaxed);
+        self.answered.store(before.saturating_add(count), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> [u64; 3] {
+        [&self.trapped, &self.patched, &self.answered].map(|count| count.load(Ordering::Relaxed))
     }
 }
 

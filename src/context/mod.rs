@@ -1,5 +1,6 @@
 //! The execution state of one guest thread, and how it is run.
 
+mod answers;
 mod handoff;
 mod interrupt;
 mod patched;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use systrap_stub::wire;
 
+use answers::Answers;
 pub(crate) use handoff::{HandOff, SPIN};
 pub use interrupt::Interrupter;
 use state::FullState;
@@ -37,6 +39,7 @@ pub struct Context {
     /// The result that the next switch gives to the call that the last one returned.
     result: i64,
     counts: Registered,
+    answers: Answers,
     recent_sites: RecentSites,
     hot: bool,
 }
@@ -81,6 +84,7 @@ impl Context {
             changed: true,
             result: -i64::from(libc::ENOSYS),
             counts,
+            answers: Answers::default(),
             recent_sites: RecentSites::new(),
             hot: false,
         }
@@ -195,6 +199,7 @@ impl Context {
 
     fn leave_home(&mut self) {
         self.cool();
+        self.count_answers();
         if let Some(home) = self.home.take() {
             home.space.process.detach(&self.attention);
             // A pooled thread waits in the loop that knows all replies, not in the syshandler's.

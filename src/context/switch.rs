@@ -58,6 +58,7 @@ impl Context {
         if self.pulled {
             return Ok(());
         }
+        self.count_answers();
         let Some(home) = &self.home else { return Err(SwitchError::BadState { what: "the state was lost" }) };
         if let Some(how) = home.thread.process().exit() {
             return Err(SwitchError::StubDied { how });
@@ -144,6 +145,7 @@ impl Context {
                     return Err(error.into());
                 }
             };
+            self.answers.enter(thread.sysmsg());
             let space = Arc::clone(&aspace.inner);
             self.home = Some(Home { space, thread, stop: Stop::Empty, stub_spin: u32::MAX });
             self.recent_sites = RecentSites::new();

@@ -112,6 +112,7 @@ impl Task {
             StartError::Platform(_) => Errno::ENOMEM,
         })?;
         self.context = started.context;
+        self.publish_answers();
         self.mm = started.mm;
         self.process.files().close_on_exec();
         let mut actions = self.process.actions();

@@ -171,7 +171,9 @@ impl Guest {
         };
         task.set_name(program.command_name());
         drop(program);
+        task.publish_answers();
         let status = task.run()?;
+        task.context.count_answers();
         Ok(Outcome {
             status,
             counts: task.observer.counts.report(),

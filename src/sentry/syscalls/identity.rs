@@ -36,6 +36,30 @@ pub(super) fn getegid(_: &mut Task) -> SysResult {
     host::getegid().map(|id| id as i64)
 }
 
+impl Task {
+    /// Lets the stub answer the calls whose results never change, unless somebody wants to see them.
+    pub(crate) fn publish_answers(&mut self) {
+        if self.observer.tracer.is_some() {
+            return;
+        }
+        type Handler = fn(&mut Task) -> SysResult;
+        let constant: [(i64, Handler); 6] = [
+            (libc::SYS_getpid, getpid),
+            (libc::SYS_gettid, gettid),
+            (libc::SYS_getuid, getuid),
+            (libc::SYS_geteuid, geteuid),
+            (libc::SYS_getgid, getgid),
+            (libc::SYS_getegid, getegid),
+        ];
+        for (nr, handler) in constant {
+            if let Ok(result) = handler(self) {
+                // A call that the stub cannot answer arrives here as any other.
+                let _ = self.context.answer_in_stub(nr as u32, Some(result));
+            }
+        }
+    }
+}
+
 /// Writes three ids as `getresuid` and `getresgid` do.
 fn write_ids(task: &Task, addrs: [GuestAddr; 3], ids: [[u32; 1]; 3]) -> SysResult {
     for (addr, id) in addrs.into_iter().zip(ids) {
