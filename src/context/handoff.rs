@@ -11,8 +11,6 @@ use crate::platform::Inner;
 use crate::subprocess::{ANSWER_DEADLINE, Attention, StubThread};
 use crate::{Error, SwitchError, sys};
 
-/// `pause`s before the supervisor sleeps: about 50 µs.
-pub(crate) const SPIN: u32 = 5_000;
 /// How long one sleep lasts at most; nothing depends on its end but a lost wake-up by a hostile stub.
 const SLEEP: Duration = Duration::from_millis(500);
 /// First and longest time between two interrupt signals that were not answered.
@@ -75,6 +73,12 @@ impl<'a> HandOff<'a> {
     /// Publishes a reply and waits for the event.
     pub(crate) fn exchange(&self, reply: u32) -> Result<StubEvent, SwitchError> {
         let sysmsg = self.thread.sysmsg();
+        let spinning = self.thread.spinning();
+        let may_spin = self.platform.may_spin();
+        let stub_slept = sysmsg.stub_sleeps.load(Ordering::Relaxed) != 0;
+        if let Some(budget) = spinning.stub(may_spin, stub_slept) {
+            sysmsg.spin.store(budget, Ordering::Relaxed);
+        }
         // Full barrier: publish before the look at the sleep flag. A plain store and a fence, because a locked
         // instruction on the line would find it stolen by the spinning stub.
         sysmsg.line.state.store(reply, Ordering::Release);
@@ -82,19 +86,22 @@ impl<'a> HandOff<'a> {
         if sysmsg.stub_sleeps.load(Ordering::SeqCst) != 0 {
             sys::futex_wake_shared(&sysmsg.line.state);
         }
-        if self.platform.may_spin() {
-            for _ in 0..SPIN {
-                let state = sysmsg.line.state.load(Ordering::Acquire);
-                if state != reply {
-                    return self.event(state);
-                }
-                if self.needs_attention() {
-                    break;
-                }
-                std::hint::spin_loop();
+        let budget = spinning.supervisor(may_spin);
+        for _ in 0..budget {
+            let state = sysmsg.line.state.load(Ordering::Acquire);
+            if state != reply {
+                spinning.supervisor_worked(budget);
+                return self.event(state);
             }
+            if self.needs_attention() {
+                break;
+            }
+            std::hint::spin_loop();
         }
-        self.sleep_for_event(reply)
+        let started = Instant::now();
+        let event = self.sleep_for_event(reply, started);
+        spinning.supervisor_slept(started.elapsed());
+        event
     }
 
     fn needs_attention(&self) -> bool {
@@ -113,11 +120,10 @@ impl<'a> HandOff<'a> {
     }
 
     #[cold]
-    fn sleep_for_event(&self, reply: u32) -> Result<StubEvent, SwitchError> {
+    fn sleep_for_event(&self, reply: u32, started: Instant) -> Result<StubEvent, SwitchError> {
         let sysmsg = self.thread.sysmsg();
         let own = Attention::default();
         let attention = self.attention.unwrap_or(&own);
-        let started = Instant::now();
         let mut kicks = Kicks { first: None, next: started, pause: FIRST_KICK };
         let mut patience = Patience::new(started);
         let result = loop {

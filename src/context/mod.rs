@@ -12,7 +12,7 @@ use std::sync::Arc;
 use systrap_stub::wire;
 
 use answers::Answers;
-pub(crate) use handoff::{HandOff, SPIN};
+pub(crate) use handoff::HandOff;
 pub use interrupt::Interrupter;
 use state::FullState;
 
@@ -50,8 +50,6 @@ struct Home {
     space: Arc<SpaceInner>,
     thread: StubThread,
     stop: Stop,
-    /// The spin budget that the slot was last given.
-    stub_spin: u32,
 }
 
 /// What the stub thread of a home waits with.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use systrap_stub::wire::{self, StubEvent};
 
 use super::patched::Settled;
-use super::{Context, HandOff, Home, SPIN, Stop};
+use super::{Context, HandOff, Home, Stop};
 use crate::patching;
 use crate::stats::RecentSites;
 use crate::subprocess::Attention;
@@ -109,7 +109,7 @@ impl Context {
         self.cool();
         let Some(home) = &mut self.home else { return };
         let line = &home.thread.sysmsg().line;
-        if home.stop != Stop::Empty && home.stub_spin != 0 {
+        if home.stop != Stop::Empty && home.thread.spinning().doze() {
             let state = line.state.load(Ordering::Acquire);
             if !wire::is_reply(state) {
                 // The stub puts the event back unless the reply is there by then.
@@ -147,17 +147,12 @@ impl Context {
             };
             self.answers.enter(thread.sysmsg());
             let space = Arc::clone(&aspace.inner);
-            self.home = Some(Home { space, thread, stop: Stop::Empty, stub_spin: u32::MAX });
+            self.home = Some(Home { space, thread, stop: Stop::Empty });
             self.recent_sites = RecentSites::new();
             self.changed = true;
         }
         let Some(home) = &mut self.home else { return Err(SwitchError::BadState { what: "no stub thread" }) };
         let sysmsg = home.thread.sysmsg();
-        let spin = if self.platform.may_spin() { SPIN } else { 0 };
-        if spin != home.stub_spin {
-            home.stub_spin = spin;
-            sysmsg.spin.store(spin, Ordering::Relaxed);
-        }
         if self.changed {
             self.load_state()?;
             Ok(wire::RESUME_FULL)

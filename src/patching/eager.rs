@@ -92,7 +92,8 @@ fn scan(id: &FileId, fd: BorrowedFd<'_>) -> Option<Vec<(u64, Arc<Plan>)>> {
     let mut data = vec![0; usize::try_from(id.size_bytes).ok()?];
     read_whole(fd, &mut data)?;
     let scan = usertrap::scan(&data).ok()?;
-    let plans = scan.sites.into_iter().filter_map(|site| Some((site.file_offset, Arc::new(site.result.ok()?))));
+    let plans =
+        scan.sites.into_iter().filter_map(|site| Some((site.file_offset, Arc::new(site.result.ok()?))));
     Some(plans.collect())
 }
 
@@ -118,7 +119,7 @@ fn patch(space: &SpaceInner, code: Code, plans: &[(u64, Arc<Plan>)]) -> u64 {
         return 0;
     }
     let Ok(thread) = space.process.take_thread() else { return 0 };
-    let hands = Hands::pooled(&space.platform, &thread);
+    let hands = Hands::new(&space.platform, &thread);
     // Who attaches does so under the lock of the books.
     let company = match space.process.attached_count() {
         0 => Company::None,

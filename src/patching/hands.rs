@@ -7,7 +7,7 @@ use systrap_stub::wire::{self, StubEvent};
 use usertrap::{Step, TRAMPOLINE_ALIGN};
 
 use super::code_map::Code;
-use crate::context::{HandOff, SPIN};
+use crate::context::HandOff;
 use crate::platform::Inner;
 use crate::seccomp::{MEMBARRIER_REGISTER_SYNC_CORE, MEMBARRIER_SYNC_CORE};
 use crate::subprocess::StubThread;
@@ -28,13 +28,6 @@ pub(crate) struct NotDone;
 
 impl<'a> Hands<'a> {
     pub(crate) fn new(platform: &'a Inner, thread: &'a StubThread) -> Self {
-        Self { platform, thread }
-    }
-
-    /// The hands of a thread from the pool, which may not have been told how long to spin.
-    pub(crate) fn pooled(platform: &'a Inner, thread: &'a StubThread) -> Self {
-        let spin = if platform.may_spin() { SPIN } else { 0 };
-        thread.sysmsg().spin.store(spin, Ordering::Relaxed);
         Self { platform, thread }
     }
 
@@ -136,7 +129,8 @@ impl<'a> Hands<'a> {
                 break;
             }
             for (fine, phases) in fine.iter_mut().zip(&phases).filter(|(fine, _)| **fine) {
-                *fine = phases.get(phase).is_none_or(|steps| steps.iter().all(|step| self.store(step).is_ok()));
+                *fine =
+                    phases.get(phase).is_none_or(|steps| steps.iter().all(|step| self.store(step).is_ok()));
             }
         }
         if let Some((from, to)) = open

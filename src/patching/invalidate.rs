@@ -92,7 +92,7 @@ fn drop_range(space: &SpaceInner, books: &mut Patcher, range: (u64, u64), loss: 
 /// Makes the stores that undo patches, and frees their trampolines if no thread can be in one.
 fn write_back(space: &SpaceInner, books: &mut Patcher, removals: &[Removal], when_left: &[Step]) {
     let Ok(thread) = space.process.take_thread() else { return };
-    let hands = Hands::pooled(&space.platform, &thread);
+    let hands = Hands::new(&space.platform, &thread);
     for steps in removals.iter().map(|removal| removal.steps.as_slice()) {
         run_where_mapped(books, &hands, steps);
     }
@@ -127,7 +127,7 @@ fn drop_blocks(space: &SpaceInner, books: &mut Patcher) {
         std::thread::sleep(GRACE);
     }
     if let Ok(thread) = space.process.take_thread() {
-        let hands = Hands::pooled(&space.platform, &thread);
+        let hands = Hands::new(&space.platform, &thread);
         for (at, len) in books.blocks.iter() {
             let _ = hands.execute(libc::SYS_munmap, [at, len, 0, 0, 0, 0]);
         }

@@ -3,6 +3,7 @@
 mod image;
 mod leader;
 mod reaper;
+mod spin;
 mod template;
 mod threads;
 

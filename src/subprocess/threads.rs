@@ -10,6 +10,7 @@ use systrap_stub::layout::{MAX_SLOTS, SLOT_SIZE, SYSMSG};
 use systrap_stub::sysmsg::Sysmsg;
 use systrap_stub::wire;
 
+use super::spin::Spinning;
 use super::{ANSWER_DEADLINE, HostCall, Subprocess};
 use crate::shared::SLOT_STEP;
 use crate::{Error, sys};
@@ -42,9 +43,18 @@ pub(crate) struct StubThread {
     process: Arc<Subprocess>,
     slot: u32,
     tid: i32,
+    spinning: Spinning,
 }
 
 impl StubThread {
+    fn new(process: &Arc<Subprocess>, slot: u32, tid: i32) -> Self {
+        Self { process: Arc::clone(process), slot, tid, spinning: Spinning::default() }
+    }
+
+    pub(crate) fn spinning(&self) -> &Spinning {
+        &self.spinning
+    }
+
     pub(crate) fn process(&self) -> &Arc<Subprocess> {
         &self.process
     }
@@ -84,7 +94,9 @@ impl Subprocess {
         let slot = {
             let mut pool = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some((slot, tid)) = pool.parked.pop() {
-                return Ok(StubThread { process: Arc::clone(self), slot, tid });
+                // As a new thread's: the budgets begin anew.
+                self.slots.sysmsg(slot).spin.store(0, Ordering::Relaxed);
+                return Ok(StubThread::new(self, slot, tid));
             }
             if let Some(slot) = pool.vacant.pop() { slot } else { self.new_slot(&mut pool)? }
         };
@@ -119,7 +131,7 @@ impl Subprocess {
         sysmsg.scratch_top.store(stack + scratch_top as u64, Ordering::Relaxed);
         let args = [CLONE_THREAD_FLAGS, stack, 0, 0, 0, 0];
         let tid = self.host_call(&HostCall { what: "clone of a stub thread", nr: libc::SYS_clone, args })?;
-        let thread = StubThread { process: Arc::clone(self), slot, tid: i32::try_from(tid).unwrap_or(-1) };
+        let thread = StubThread::new(self, slot, i32::try_from(tid).unwrap_or(-1));
         // READY is a hint like everything in the slot: whoever forges it harms its own address space only.
         let deadline = Instant::now() + ANSWER_DEADLINE;
         sysmsg.supervisor_sleeps.store(1, Ordering::SeqCst);

@@ -1,0 +1,148 @@
+//! How long each side of a hand-off spins before it sleeps.
+//!
+//! Spinning is right when the other side answers soon, and it only can if it has a CPU of its own. Where that fails
+//! a few times in a row (the guest computes, the embedder blocks, other work wants the CPUs) a side spins only for a
+//! moment and leaves its CPU to the other; now and then it tries again.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// `pause`s before a side sleeps: about 50 µs.
+const FULL: u32 = 5_000;
+/// The same after failures: enough for an answer that is on its way.
+const SHORT: u32 = 50;
+/// Failures in a row after which a side spins shortly.
+const STRIKES: u32 = 3;
+/// One hand-off in so many spins fully all the same.
+const RETRY: u32 = 32;
+/// A wait of this length is worth a sleep.
+pub(crate) const WORTH_A_SLEEP: Duration = Duration::from_micros(200);
+
+/// One side's budget. Only the thread that drives the context uses it.
+#[derive(Debug, Default)]
+struct Side {
+    strikes: AtomicU32,
+    /// Hand-offs since the last full budget.
+    short: AtomicU32,
+}
+
+impl Side {
+    fn budget(&self) -> u32 {
+        if self.strikes.load(Ordering::Relaxed) < STRIKES {
+            return FULL;
+        }
+        let short = self.short.load(Ordering::Relaxed) + 1;
+        self.short.store(short % RETRY, Ordering::Relaxed);
+        if short == RETRY { FULL } else { SHORT }
+    }
+
+    fn worked(&self, budget: u32) {
+        if budget == FULL && self.strikes.load(Ordering::Relaxed) != 0 {
+            self.strikes.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn failed(&self) {
+        let strikes = self.strikes.load(Ordering::Relaxed);
+        self.strikes.store((strikes + 1).min(STRIKES), Ordering::Relaxed);
+    }
+}
+
+/// The budgets of one stub thread and of whoever drives it.
+#[derive(Debug, Default)]
+pub(crate) struct Spinning {
+    supervisor: Side,
+    stub: Side,
+    /// What the slot was last told.
+    told: AtomicU32,
+    /// The stub was told to sleep: that it does is no failure.
+    dozes: AtomicU32,
+}
+
+impl Spinning {
+    /// The supervisor's budget for the next wait.
+    pub(crate) fn supervisor(&self, may_spin: bool) -> u32 {
+        if may_spin { self.supervisor.budget() } else { 0 }
+    }
+
+    pub(crate) fn supervisor_worked(&self, budget: u32) {
+        self.supervisor.worked(budget);
+    }
+
+    /// The supervisor slept so long after its budget.
+    pub(crate) fn supervisor_slept(&self, how_long: Duration) {
+        if how_long >= WORTH_A_SLEEP {
+            self.supervisor.failed();
+        }
+    }
+
+    /// The stub's budget for its next wait, if it has to be told; `slept` says whether its last wait became a sleep.
+    pub(crate) fn stub(&self, may_spin: bool, slept: bool) -> Option<u32> {
+        let told = self.told.load(Ordering::Relaxed);
+        if self.dozes.load(Ordering::Relaxed) != 0 {
+            self.dozes.store(0, Ordering::Relaxed);
+        } else if slept {
+            self.stub.failed();
+        } else {
+            self.stub.worked(told);
+        }
+        let budget = if may_spin { self.stub.budget() } else { 0 };
+        (budget != told).then(|| {
+            self.told.store(budget, Ordering::Relaxed);
+            budget
+        })
+    }
+
+    /// Whether the stub spins now, so that it is worth telling it to sleep. If so it counts as told.
+    pub(crate) fn doze(&self) -> bool {
+        let spins = self.told.load(Ordering::Relaxed) == FULL;
+        if spins {
+            self.dozes.store(1, Ordering::Relaxed);
+        }
+        spins
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_in_a_row_shorten_the_budget_and_one_success_restores_it() {
+        let spinning = Spinning::default();
+        for _ in 0..STRIKES {
+            assert_eq!(spinning.supervisor(true), FULL);
+            spinning.supervisor_slept(WORTH_A_SLEEP);
+        }
+        assert_eq!(spinning.supervisor(true), SHORT);
+        spinning.supervisor_worked(SHORT);
+        let full = (0..RETRY).map(|_| spinning.supervisor(true)).filter(|budget| *budget == FULL).count();
+        assert_eq!(full, 1, "one of {RETRY} tries again");
+        spinning.supervisor_worked(FULL);
+        assert_eq!(spinning.supervisor(true), FULL);
+    }
+
+    #[test]
+    fn short_sleeps_are_no_failures() {
+        let spinning = Spinning::default();
+        for _ in 0..10 {
+            spinning.supervisor_slept(WORTH_A_SLEEP / 2);
+        }
+        assert_eq!(spinning.supervisor(true), FULL);
+    }
+
+    #[test]
+    fn a_stub_that_was_told_to_sleep_keeps_its_budget() {
+        let spinning = Spinning::default();
+        assert_eq!(spinning.stub(true, false), Some(FULL));
+        for _ in 0..10 {
+            assert!(spinning.doze());
+            assert_eq!(spinning.stub(true, true), None);
+        }
+        for _ in 0..STRIKES - 1 {
+            assert_eq!(spinning.stub(true, true), None);
+        }
+        assert_eq!(spinning.stub(true, true), Some(SHORT));
+        assert_eq!(spinning.stub(false, true), Some(0), "no CPU to spare");
+    }
+}
