@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use systrap_stub::layout::{MAX_CALL_LEN, MAX_USER_ADDRESS};
+use systrap_stub::layout::{MAX_CALL_LEN, MAX_USER_ADDRESS, STUB_MAPPED_LEN};
 
 use crate::patching::{self, Change, Code, FileId, Patcher};
 use crate::platform::Inner;
@@ -171,6 +171,9 @@ impl AddressSpace {
     /// Maps a file at a fixed place, replacing what is there (gVisor `MapFile`). The descriptor is only used
     /// during the call.
     ///
+    /// With [`Sharing::Shared`] the guest gets what the *descriptor* allows, whatever `prot` says: it may make the
+    /// mapping writable later. Share what it must not change through a descriptor opened read-only.
+    ///
     /// # Errors
     ///
     /// As [`AddressSpace::map_anonymous`]; an offset that is not page-aligned is `EINVAL` by the host.
@@ -283,6 +286,20 @@ impl AddressSpace {
         let patcher = books.fork();
         drop(books);
         Ok(AddressSpace::new(Arc::clone(platform), process, patcher))
+    }
+
+    /// Limits the guest's memory: the address space that it may have mapped, in bytes (RLIMIT_AS of the stub process;
+    /// `None` for the supervisor's own hard limit). Mapping calls beyond it fail with `ENOMEM`. Forks inherit it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StubDied`], or [`Error::Host`] if the host denies prlimit(2).
+    pub fn set_memory_limit(&self, limit_bytes: Option<u64>) -> Result<(), Error> {
+        let process = &self.inner.process;
+        // The stub's own mappings count as well.
+        let limit = limit_bytes.map(|limit| limit.saturating_add(STUB_MAPPED_LEN));
+        let _alive = process.hold_alive().map_err(|how| Error::StubDied { how })?;
+        crate::sys::limit_address_space(process.pid(), limit).map_err(|source| Error::host("prlimit", source))
     }
 
     /// gVisor `PreFork`: called before a fork by code written for its interface. Nothing to do.

@@ -107,6 +107,9 @@ impl Error {
                 ("prctl(PR_SET_PDEATHSIG)", "permit it in the container's seccomp profile")
             }
             exit_code::DONTFORK => ("madvise(MADV_DONTFORK)", "permit it in the container's seccomp profile"),
+            exit_code::CPUID => {
+                ("CPUID faulting", "use a CPU that has it (cpuid_fault in /proc/cpuinfo), or do without")
+            }
             exit_code::UNMAP => ("munmap or rseq", "permit them in the container's seccomp profile"),
             _ => return self,
         };
@@ -185,6 +188,7 @@ fn code_meaning(code: i32) -> Option<&'static str> {
         exit_code::SECCOMP => "a seccomp filter could not be installed",
         exit_code::UNMAP => "the supervisor's memory could not be unmapped",
         exit_code::THREAD => "a stub thread could not set its signal stack or mask",
+        exit_code::CPUID => "there is no CPUID faulting",
         exit_code::BAD_REPLY => "a stub thread found a reply that no supervisor writes",
         _ => return None,
     })

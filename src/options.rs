@@ -26,11 +26,18 @@ pub enum Patching {
 pub struct Options {
     patching: Patching,
     interrupt_deadline: Duration,
+    cpuid_faulting: bool,
+    speculation_barriers: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { patching: Patching::default(), interrupt_deadline: Duration::from_secs(10) }
+        Self {
+            patching: Patching::default(),
+            interrupt_deadline: Duration::from_secs(10),
+            cpuid_faulting: false,
+            speculation_barriers: false,
+        }
     }
 }
 
@@ -67,5 +74,35 @@ impl Options {
     #[must_use]
     pub fn interrupt_deadline_limit(&self) -> Duration {
         self.interrupt_deadline
+    }
+
+    /// Makes `cpuid` an event: SIGSEGV with `SI_KERNEL` (128) at the instruction, which the embedder emulates by setting
+    /// the registers (arch_prctl(2), `ARCH_CPUID_OFF`). [`Systrap::new`](crate::Systrap::new) says so if the CPU
+    /// cannot.
+    #[must_use]
+    pub fn cpuid_faulting(mut self, on: bool) -> Self {
+        self.cpuid_faulting = on;
+        self
+    }
+
+    /// Whether [`Options::cpuid_faulting`] was asked for.
+    #[must_use]
+    pub fn has_cpuid_faulting(&self) -> bool {
+        self.cpuid_faulting
+    }
+
+    /// Turns speculative store bypass and indirect-branch speculation off in stub processes, as far as the host lets
+    /// them be controlled (prctl(2), `PR_SET_SPECULATION_CTRL`). Without it, side channels between a stub process and
+    /// its supervisor are no concern of this library.
+    #[must_use]
+    pub fn speculation_barriers(mut self, on: bool) -> Self {
+        self.speculation_barriers = on;
+        self
+    }
+
+    /// Whether [`Options::speculation_barriers`] was asked for.
+    #[must_use]
+    pub fn has_speculation_barriers(&self) -> bool {
+        self.speculation_barriers
     }
 }

@@ -71,7 +71,7 @@ impl Systrap {
         let reservation = Reservation::new()?;
         let base = reservation.base();
         let text = subprocess::build_image(base)?;
-        let plan = Plan::new(base, &prepared.files(&text, &requests));
+        let plan = Plan::new(base, &prepared.files(&text, &requests), &options);
         let vdso = plan.vdso();
         let (reaper, template) = Reaper::start(plan, base, &requests, prepared)?;
         make_expendable(template.pid());

@@ -241,3 +241,15 @@ pub(crate) fn hwcap2() -> u64 {
     // SAFETY: getauxval only reads the auxiliary vector.
     unsafe { libc::getauxval(libc::AT_HWCAP2) }
 }
+
+/// prlimit(2): sets the soft RLIMIT_AS of a child, `None` to its hard limit.
+pub(crate) fn limit_address_space(pid: i32, bytes: Option<u64>) -> io::Result<()> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let (resource, null) = (libc::RLIMIT_AS, std::ptr::null_mut::<libc::rlimit64>());
+    // SAFETY: reads nothing, writes the limit that it is given.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, null, &raw mut limit) })?;
+    limit.rlim_cur = bytes.unwrap_or(limit.rlim_max).min(limit.rlim_max);
+    // SAFETY: reads the limit that it is given, writes nothing.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, &raw const limit, null) })?;
+    Ok(())
+}

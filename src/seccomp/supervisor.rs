@@ -135,6 +135,8 @@ impl Table {
         self.add("futex_waitv", libc::SYS_futex_waitv, [int(1, 2), int(2, 0)], why);
         let why = "makes a running guest report an interrupt";
         self.add("tgkill", libc::SYS_tgkill, [int(2, INTERRUPT_SIGNAL)], why);
+        let why = "AddressSpace::set_memory_limit";
+        self.add("prlimit64", libc::SYS_prlimit64, [int(1, libc::RLIMIT_AS as i32)], why);
         let why = "waits by the clock for a stub that wakes its supervisor without reason";
         self.add("clock_nanosleep", libc::SYS_clock_nanosleep, [eq(1, NO_FLAGS)], why);
         let why = "Systrap::global_memory_barrier";

@@ -18,7 +18,7 @@ use systrap_stub::layout;
 
 use super::image::HANDLED_SIGNALS;
 use crate::seccomp::MEMBARRIER_REGISTER_SYNC_CORE;
-use crate::{Error, GuestAddr, Vdso};
+use crate::{Error, GuestAddr, Options, Vdso};
 
 /// End of the addresses that a process can have mappings at (`TASK_SIZE_MAX` with 4-level paging).
 const TASK_END: u64 = 0x7fff_ffff_f000;
@@ -155,6 +155,8 @@ fn find_rseq() -> Option<Rseq> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
     base: u64,
+    cpuid_faulting: bool,
+    speculation_barriers: bool,
     text_fd: i32,
     memfd: i32,
     request_fd: i32,
@@ -175,9 +177,11 @@ pub(crate) struct Files<'a> {
 }
 
 impl Plan {
-    pub(crate) fn new(base: u64, files: &Files<'_>) -> Self {
+    pub(crate) fn new(base: u64, files: &Files<'_>, options: &Options) -> Self {
         Self {
             base,
+            cpuid_faulting: options.has_cpuid_faulting(),
+            speculation_barriers: options.has_speculation_barriers(),
             text_fd: files.text.as_raw_fd(),
             memfd: files.slots.as_raw_fd(),
             request_fd: files.request.as_raw_fd(),
@@ -255,6 +259,7 @@ fn child(plan: &Plan) -> ! {
     raw(libc::SYS_chdir, [c"/".as_ptr().addr() as u64, 0, 0, 0, 0, 0]);
     set_signal_actions(plan);
     drop_privileges();
+    set_cpu_features(plan);
     // For patches under running threads. Cheap while there is one thread, and inherited; later it takes milliseconds.
     raw(libc::SYS_membarrier, [MEMBARRIER_REGISTER_SYNC_CORE.into(), 0, 0, 0, 0, 0]);
     let core = libc::rlimit64 { rlim_cur: 1, rlim_max: 1 };
@@ -335,6 +340,23 @@ fn set_signal_actions(plan: &Plan) {
     for signal in 1..=64_u64 {
         let action = if HANDLED_SIGNALS.contains(&(signal as i32)) { &handled } else { &default };
         raw(libc::SYS_rt_sigaction, [signal, (&raw const *action).addr() as u64, 0, 8, 0, 0]);
+    }
+}
+
+/// Both are inherited by everything cloned from the template.
+fn set_cpu_features(plan: &Plan) {
+    const ARCH_SET_CPUID: u64 = 0x1012;
+    const PR_SET_SPECULATION_CTRL: u64 = 53;
+    const PR_SPEC_FORCE_DISABLE: u64 = 1 << 3;
+    const STORE_BYPASS_AND_INDIRECT_BRANCH: [u64; 2] = [0, 1];
+    if plan.cpuid_faulting {
+        must(raw(libc::SYS_arch_prctl, [ARCH_SET_CPUID, 0, 0, 0, 0, 0]), exit_code::CPUID);
+    }
+    if plan.speculation_barriers {
+        // What cannot be controlled is off already, or needs no control.
+        for which in STORE_BYPASS_AND_INDIRECT_BRANCH {
+            raw(libc::SYS_prctl, [PR_SET_SPECULATION_CTRL, which, PR_SPEC_FORCE_DISABLE, 0, 0, 0]);
+        }
     }
 }
 

@@ -50,6 +50,8 @@ pub const MAX_SLOTS: u64 = 4096;
 pub const SYSMSG_LEN: u64 = SLOT_SIZE * MAX_SLOTS;
 /// Length of the whole stub region in bytes.
 pub const STUB_LEN: u64 = SYSMSG + SYSMSG_LEN;
+/// What a stub process has mapped of its own at most, in bytes.
+pub const STUB_MAPPED_LEN: u64 = RODATA + RODATA_LEN + PAGE_SIZE + VDSO_MAX_LEN + SYSMSG_LEN;
 
 const _: () = assert!(
     MAX_USER_ADDRESS + MAX_CALL_LEN <= MIN_STUB_ADDRESS,

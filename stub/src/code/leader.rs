@@ -37,6 +37,8 @@ pub mod exit_code {
     pub const UNMAP: i32 = 106;
     /// A stub thread could not set its signal stack or mask.
     pub const THREAD: i32 = 107;
+    /// The CPU or the kernel has no CPUID faulting.
+    pub const CPUID: i32 = 109;
     /// A stub thread found a reply that the supervisor never writes.
     pub const BAD_REPLY: i32 = 108;
 }
