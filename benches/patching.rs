@@ -7,7 +7,8 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use systrap::{
-    AddressSpace, Context, Entry, Event, GuestAddr, Options, PAGE_SIZE, Patching, Protection, Sharing, Systrap,
+    AddressSpace, Context, Entry, Event, GuestAddr, Options, PAGE_SIZE, Patching, Protection, Sharing,
+    Systrap,
 };
 
 const LIBCS: [&str; 3] = ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/libc.so.6", "/usr/lib/libc.so.6"];
@@ -100,7 +101,11 @@ fn main() {
     });
     let scan_time = median(scans.collect());
     let all = usertrap::scan(&library.data).expect("scanned").sites.len();
-    row("scan of the file", scan_time, &format!("{all} sites, {:.0} sites/s", all as f64 / scan_time.as_secs_f64()));
+    row(
+        "scan of the file",
+        scan_time,
+        &format!("{all} sites, {:.0} sites/s", all as f64 / scan_time.as_secs_f64()),
+    );
     let plan_time = planner(&library);
     row("planner, one site by votes", plan_time, &format!("{:.0} sites/s", 1.0 / plan_time.as_secs_f64()));
 

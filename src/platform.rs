@@ -1,8 +1,8 @@
 //! The platform: one template stub process, and everything cloned from it.
 
 use std::num::NonZero;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use systrap_stub::layout;

@@ -9,8 +9,15 @@ mod site_files;
 use site_files::{LINKED, Site, SiteFile, call_from, caller};
 
 const FIXTURES: [&str; 9] = [
-    "branches", "cancellation", "neighbours", "number_loads", "padding", "straddling", "stripped_data",
-    "stripped_false_mov", "windows",
+    "branches",
+    "cancellation",
+    "neighbours",
+    "number_loads",
+    "padding",
+    "straddling",
+    "stripped_data",
+    "stripped_false_mov",
+    "windows",
 ];
 /// Somewhere else than where the fixtures are linked.
 const ELSEWHERE: GuestAddr = GuestAddr::new(0x5fab_cdef_0000);
@@ -48,7 +55,11 @@ fn every_planned_site_is_patched_right_after_map_file() {
     println!("by tier: {:?}", &by_tier[1..]);
     assert!(by_tier[1..].iter().all(|count| *count > 0), "every tier is among them: {by_tier:?}");
     let eager = platform.stats().eager;
-    assert_eq!((eager.files_scanned, eager.mappings_left), (FIXTURES.len() as u64, 0), "one scan for each file");
+    assert_eq!(
+        (eager.files_scanned, eager.mappings_left),
+        (FIXTURES.len() as u64, 0),
+        "one scan for each file"
+    );
     assert_eq!(eager.sites_patched, 2 * eager.sites_planned);
 }
 
@@ -65,7 +76,10 @@ fn first_calls_arrive_as_patched_ones() {
             let call = call_from(&mut context, &space, at(ELSEWHERE, site.entry));
             assert_eq!(call.entry, Entry::Patched, "{name}: {site:x?}");
             // A branch among the copies may lead to another site; a call comes from one of them in any case.
-            assert!(sites.iter().any(|s| at(ELSEWHERE, s.offset + 2) == call.ip), "{name}: {site:x?}, {call:x?}");
+            assert!(
+                sites.iter().any(|s| at(ELSEWHERE, s.offset + 2) == call.ip),
+                "{name}: {site:x?}, {call:x?}"
+            );
         }
     }
     assert_eq!(platform.stats().trapped, 0);

@@ -113,14 +113,16 @@ fn musl_is_covered() {
 
 #[test]
 fn a_go_program_is_covered() {
-    let candidates = ["/usr/bin/age", "/usr/bin/fzf", "/usr/bin/gron", "/usr/lib/go/bin/go", "/usr/local/go/bin/go"];
+    let candidates =
+        ["/usr/bin/age", "/usr/bin/fzf", "/usr/bin/gron", "/usr/lib/go/bin/go", "/usr/local/go/bin/go"];
     check("a Go program", &candidates, 93.0);
 }
 
 #[test]
 fn a_stripped_file_without_section_headers_is_scanned() {
     let directory = tempfile::tempdir().expect("a directory");
-    let own = std::fs::read("/lib/x86_64-linux-gnu/libc.so.6").or_else(|_| std::fs::read("/usr/lib/libc.so.6"));
+    let own =
+        std::fs::read("/lib/x86_64-linux-gnu/libc.so.6").or_else(|_| std::fs::read("/usr/lib/libc.so.6"));
     let Ok(mut data) = own else {
         eprintln!("**** NOT CHECKED: no libc to strip");
         return;
@@ -136,7 +138,8 @@ fn a_stripped_file_without_section_headers_is_scanned() {
 
 /// Bad input, and what is said about it.
 fn bad_files(directory: &Path) -> Vec<(&'static str, &'static str)> {
-    let good = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/sites/windows.elf")).unwrap();
+    let good =
+        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/sites/windows.elf")).unwrap();
     let put = |name: &str, bytes: &[u8]| std::fs::write(directory.join(name), bytes).expect("written");
     let changed = |at: usize, byte: u8| {
         let mut bytes = good.clone();
@@ -250,7 +253,8 @@ fn damaged_files_are_scanned_or_refused_and_nothing_else() {
         let bytes = damage(&originals[i % originals.len()], &mut rng);
         std::fs::write(directory.path().join(name), bytes).expect("written");
     }
-    let args: Vec<&str> = ["--json", "--sites"].into_iter().chain(names.iter().filter_map(|n| n.to_str())).collect();
+    let args: Vec<&str> =
+        ["--json", "--sites"].into_iter().chain(names.iter().filter_map(|n| n.to_str())).collect();
     let output = scan(directory.path(), &args);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");

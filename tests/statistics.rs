@@ -57,7 +57,11 @@ fn a_site_is_patched_when_a_call_arrives_that_way() {
     let (space, mut context) = guest(&platform, &counting_code());
     next_count(&mut context, &space, 1);
     let stats = platform.stats();
-    assert_eq!((stats.sites, stats.sites_patched, space.patched_sites()), (1, 0, 1), "patched, and not yet used");
+    assert_eq!(
+        (stats.sites, stats.sites_patched, space.patched_sites()),
+        (1, 0, 1),
+        "patched, and not yet used"
+    );
     for count in 2..5 {
         next_count(&mut context, &space, count);
         let stats = platform.stats();

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use usertrap::{CodeWindow, InstallError, Plan, Step, SyshandlerAddr, WriteMode};
 
+use super::Patcher;
 use super::code_map::Code;
 use super::hands::Hands;
-use super::Patcher;
-use crate::address_space::SpaceInner;
 use crate::GuestAddr;
+use crate::address_space::SpaceInner;
 
 /// Patches made before the pages are closed again.
 const AT_ONCE: usize = 512;

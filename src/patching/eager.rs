@@ -92,7 +92,8 @@ fn scan(id: &FileId, fd: BorrowedFd<'_>) -> Option<Vec<(u64, Arc<Plan>)>> {
     let mut data = vec![0; usize::try_from(id.size_bytes).ok()?];
     read_whole(fd, &mut data)?;
     let scan = usertrap::scan(&data).ok()?;
-    let plans = scan.sites.into_iter().filter_map(|site| Some((site.file_offset, Arc::new(site.result.ok()?))));
+    let plans =
+        scan.sites.into_iter().filter_map(|site| Some((site.file_offset, Arc::new(site.result.ok()?))));
     Some(plans.collect())
 }
 

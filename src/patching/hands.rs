@@ -130,7 +130,8 @@ impl<'a> Hands<'a> {
                 break;
             }
             for (fine, phases) in fine.iter_mut().zip(&phases).filter(|(fine, _)| **fine) {
-                *fine = phases.get(phase).is_none_or(|steps| steps.iter().all(|step| self.store(step).is_ok()));
+                *fine =
+                    phases.get(phase).is_none_or(|steps| steps.iter().all(|step| self.store(step).is_ok()));
             }
         }
         if let Some((from, to)) = open

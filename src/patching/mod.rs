@@ -25,13 +25,13 @@ use usertrap::{
     WINDOW_AFTER, WINDOW_BEFORE,
 };
 
+use batch::{Batch, Company};
 pub(crate) use code_map::{Code, CodeMap, FileId};
 pub(crate) use eager::patch_mapped;
 pub(crate) use files::Files;
 pub(crate) use hands::Hands;
 pub(crate) use invalidate::{Change, before_change, drop_all};
 pub(crate) use locate::{Found, locate, resume_at};
-use batch::{Batch, Company};
 use trampolines::Blocks;
 
 use crate::address_space::SpaceInner;

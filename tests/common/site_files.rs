@@ -96,8 +96,20 @@ pub fn call_from(context: &mut Context, space: &AddressSpace, rip: GuestAddr) ->
     let regs = context.registers_mut();
     regs.rip = rip.raw();
     for register in [
-        &mut regs.rax, &mut regs.rbx, &mut regs.rcx, &mut regs.rdx, &mut regs.rsi, &mut regs.rdi, &mut regs.rbp,
-        &mut regs.rsp, &mut regs.r8, &mut regs.r9, &mut regs.r10, &mut regs.r12, &mut regs.r13, &mut regs.r14,
+        &mut regs.rax,
+        &mut regs.rbx,
+        &mut regs.rcx,
+        &mut regs.rdx,
+        &mut regs.rsi,
+        &mut regs.rdi,
+        &mut regs.rbp,
+        &mut regs.rsp,
+        &mut regs.r8,
+        &mut regs.r9,
+        &mut regs.r10,
+        &mut regs.r12,
+        &mut regs.r13,
+        &mut regs.r14,
         &mut regs.r15,
     ] {
         *register = middle;

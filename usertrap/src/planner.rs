@@ -165,7 +165,8 @@ impl Search<'_, '_> {
     /// Where a function or loop probably begins behind the jump: right behind `nop`s that end at an aligned address.
     /// A function in front may end in a call that never returns, which looks like straight code.
     fn likely_entry(&self, nearest_first: &[(Decoded, Relocated)]) -> Option<i32> {
-        let mut ends = nearest_first.iter().filter(|(d, _)| padding_kind(&d.instr).is_some()).map(|(d, _)| d.end());
+        let mut ends =
+            nearest_first.iter().filter(|(d, _)| padding_kind(&d.instr).is_some()).map(|(d, _)| d.end());
         ends.find(|end| self.window.addr(*end).get().is_multiple_of(PADDING_ALIGN))
     }
 

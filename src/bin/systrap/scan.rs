@@ -26,9 +26,10 @@ pub fn run(arguments: &ScanArguments) -> ExitCode {
     for path in &arguments.files {
         let name = path.to_string_lossy();
         let data = read(path);
-        let result = data.as_deref().map_err(Clone::clone).and_then(|data| {
-            usertrap::scan(data).map(Report).map_err(|error| error.to_string())
-        });
+        let result = data
+            .as_deref()
+            .map_err(Clone::clone)
+            .and_then(|data| usertrap::scan(data).map(Report).map_err(|error| error.to_string()));
         let text = match &result {
             Err(reason) => {
                 complain(&format!("{name}: {reason}"));
@@ -131,7 +132,8 @@ impl Report<'_> {
 
     fn json(&self, name: &str, sites: bool) -> serde_json::Value {
         let scan = &self.0;
-        let unpatched: Vec<_> = self.unpatched().map(|(site, refusal)| unpatched_json(site, refusal)).collect();
+        let unpatched: Vec<_> =
+            self.unpatched().map(|(site, refusal)| unpatched_json(site, refusal)).collect();
         let mut document = serde_json::json!({
             "file": name,
             "sites": scan.sites.len(),

@@ -270,7 +270,11 @@ impl PatchMap {
     /// has an instruction pointer that [`is_retired`](Self::is_retired); make the steps before anything else runs.
     pub fn reclaim<M: TrampolineMemory>(&mut self, memory: &mut M) -> Vec<Step> {
         let retired: Vec<_> = self.trampolines.iter().filter(|(_, p)| p.retired).map(|(at, _)| *at).collect();
-        retired.into_iter().filter_map(|at| self.release(at, true, memory)).map(|c| c.inverse().plain()).collect()
+        retired
+            .into_iter()
+            .filter_map(|at| self.release(at, true, memory))
+            .map(|c| c.inverse().plain())
+            .collect()
     }
 
     /// Forgets a retired trampoline; gives the change of its padding.
