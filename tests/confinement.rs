@@ -18,7 +18,9 @@ use seccompiler::{
     TargetArch,
 };
 use small_guest::{DATA, counting_code, endless_code, guest, next_count, peek, poke, start};
-use systrap::{Context, Event, GuestAddr, Options, PAGE_SIZE, Protection, Sharing, Systrap, seccomp};
+use systrap::{
+    Context, Event, GuestAddr, Options, PAGE_SIZE, Patching, Protection, Sharing, Systrap, seccomp,
+};
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
@@ -168,6 +170,22 @@ fn a_confined_supervisor_does_everything_and_ends_normally() {
         everything(&platform, &file);
         assert!(platform.stats().calls > 0);
         drop(platform);
+    });
+}
+
+#[test]
+fn code_is_mapped_and_its_file_scanned_in_confinement() {
+    confined("code_is_mapped_and_its_file_scanned_in_confinement", || {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/sites/windows.elf");
+        let file = std::fs::File::open(path).expect("the fixture is there");
+        let platform = Systrap::new(Options::new().patching(Patching::Eager)).expect("a platform");
+        confine(&[&platform]);
+        let space = platform.new_address_space().expect("an address space");
+        let (prot, fd) = (Protection::READ_EXECUTE, std::os::fd::AsFd::as_fd(&file));
+        space
+            .map_file(GuestAddr::new(0x40_0000), 2 * PAGE_SIZE, fd, 0, prot, Sharing::Private)
+            .expect("mapped");
+        assert!(space.patched_sites() > 0);
     });
 }
 

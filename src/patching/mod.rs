@@ -208,38 +208,32 @@ impl Attempt<'_> {
         let base = usertrap::GuestAddr::new(first);
         books.patches.overlay_original(base, &mut bytes);
         let window = CodeWindow::new(base, &bytes, self.site).map_err(|_| Failure::NotNow)?;
-        let occupied = books.patches.occupied_near(self.site);
-        let plan = self.plan(&window, &occupied, true)?;
+        let plan = self.plan_for_file(&window)?;
         match self.install(books, &plan, &window) {
             // The plan was made for other bytes of the same file, or without the patches that are here.
             Err(Refused::OtherPlan) => {
-                let plan = self.plan(&window, &occupied, false)?;
+                let occupied = books.patches.occupied_near(self.site);
+                let hints = Hints { site_executed: true, occupied: &occupied, ..Hints::default() };
+                let plan = usertrap::plan(&window, &hints)?;
                 self.install(books, &plan, &window).map_err(|_| Failure::NotNow)
             }
             other => other.map_err(|_| Failure::NotNow),
         }
     }
 
-    /// Plans the site, or finds what was planned for the same bytes of the same file before.
-    fn plan(
-        &self,
-        window: &CodeWindow<'_>,
-        occupied: &[usertrap::GuestRange],
-        cached: bool,
-    ) -> Result<Arc<Plan>, Refusal> {
+    /// Plans the site as if it were the only one, so that the plan serves whatever else is patched; or finds what was
+    /// planned for the same bytes of the same file before.
+    fn plan_for_file(&self, window: &CodeWindow<'_>) -> Result<Arc<Plan>, Refusal> {
         let key = self.code.file_site(self.site.get());
         let plans = || self.space.platform.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(key) = &key
-            && cached
             && let Some(result) = plans().get(key)
         {
             return result;
         }
-        let hints = Hints { site_executed: true, occupied, ..Hints::default() };
+        let hints = Hints { site_executed: true, ..Hints::default() };
         let result = usertrap::plan(window, &hints).map(Arc::new);
-        if let Some(key) = key
-            && occupied.is_empty()
-        {
+        if let Some(key) = key {
             plans().insert(key, result.clone());
             if let (Ok(plan), Some((id, _))) = (&result, self.code.file) {
                 let mut files = self.space.platform.files.lock().unwrap_or_else(PoisonError::into_inner);

@@ -99,7 +99,7 @@ impl Plan {
         self.witness
     }
 
-    /// A known branch target behind the jump, as an offset: whoever arrives there still traps, which is correct but
+    /// A known branch target behind the jump, or where a function probably begins there, as an offset: whoever arrives there still traps, which is correct but
     /// slow.
     pub fn late_entry(&self) -> Option<i32> {
         self.late_entry

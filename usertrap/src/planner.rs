@@ -147,6 +147,7 @@ impl Search<'_, '_> {
             match self.usable(decoded.offset, decoded.offset + 1..decoded.end()) {
                 Ok(witness) => {
                     let late = self.targets.first_in(decoded.end()..1);
+                    let late = late.or_else(|| self.likely_entry(&line.nearest_first[..=i]));
                     return self.assemble(
                         Tier::OneInstruction,
                         &line.nearest_first[..=i],
@@ -159,6 +160,14 @@ impl Search<'_, '_> {
             }
         }
         Err(why_not.unwrap_or(line.ended_by))
+    }
+
+    /// Where a function or loop probably begins behind the jump: right behind `nop`s that end at an aligned address.
+    /// A function in front may end in a call that never returns, which looks like straight code.
+    fn likely_entry(&self, nearest_first: &[(Decoded, Relocated)]) -> Option<i32> {
+        let mut ends =
+            nearest_first.iter().filter(|(d, _)| padding_kind(&d.instr).is_some()).map(|(d, _)| d.end());
+        ends.find(|end| self.window.addr(*end).get().is_multiple_of(PADDING_ALIGN))
     }
 
     /// Whether the boundary is proved, no branch goes into `inside` and no other patch lies there.

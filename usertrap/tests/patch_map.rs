@@ -172,6 +172,23 @@ fn a_cancelled_patch_leaves_nothing() {
 }
 
 #[test]
+fn memory_that_was_never_executed_needs_no_barrier() {
+    let guest = guest(4);
+    let (mut map, mut memory) = (PatchMap::new(Limits::default()), Blocks::default());
+    let window = |n| CodeWindow::new(guest.base, &guest.bytes, site(n)).unwrap();
+    let plan = |map: &PatchMap, n| plan_at(map, &guest, site(n)).0;
+    // The first keeps the block; the second is given up before anything executes it, the third takes its place.
+    let first = plan(&map, 1);
+    map.prepare(&first, &window(1), SYSHANDLER, WriteMode::Atomic, &mut memory).unwrap();
+    let second = plan(&map, 2);
+    let given_up = map.prepare(&second, &window(2), SYSHANDLER, WriteMode::Atomic, &mut memory).unwrap();
+    assert!(map.cancel(site(2), &mut memory));
+    let again = map.prepare(&second, &window(2), SYSHANDLER, WriteMode::Atomic, &mut memory).unwrap();
+    assert_eq!(again.trampoline.at(), given_up.trampoline.at());
+    assert!(!again.steps.contains(&Step::Barrier), "{:?}", again.steps);
+}
+
+#[test]
 fn parent_and_forked_child_go_on_apart() {
     let mut parent_guest = guest(4);
     let (mut parent, mut memory) = (PatchMap::new(Limits::default()), Blocks::default());

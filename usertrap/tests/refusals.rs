@@ -182,3 +182,22 @@ fn a_site_that_is_no_syscall_is_refused() {
     let window = CodeWindow::new(BASE, &[0x0f, 0x34], BASE).unwrap();
     assert_eq!(plan(&window, &Hints::default()), Err(Refusal::NotSyscall));
 }
+
+/// glibc's `__read_nocancel`: in front of it lies a function that ends in a call that never returns, and padding. The
+/// padding would be a fine place for a jump that nobody executes.
+#[test]
+fn padding_in_front_of_a_function_is_not_replaced_where_there_is_better() {
+    let mut code = filler(29);
+    code.extend([0xe8, 0xe8, 0xb0, 0x01, 0x00]); // call __stack_chk_fail
+    code.extend([0x66, 0x90]); //                    up to a multiple of 8
+    assert_eq!(code.len() % 16, 14);
+    code.extend([0x0f, 0x1f, 0x80, 0, 0, 0, 0, 0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0, 0x66, 0x90]); // nops
+    assert_eq!(code.len() % 16, 0);
+    code.extend([0x31, 0xc0, 0x0f, 0x05]); //        xor eax, eax; syscall
+    code.extend([0x48, 0x3d, 0x01, 0xf0, 0xff, 0xff, 0xc3]); // cmp, ret
+    code.extend([0x0f, 0x1f, 0x44, 0x00, 0x00]); //  padding up to the next function
+    assert_eq!(code.len() % 16, 0);
+    code.extend(filler(8));
+    let plan = plan_of(&code, &Hints { site_executed: true, ..Hints::default() }).expect("a plan");
+    assert_eq!(plan.tier().number(), 2, "{plan:?}");
+}
