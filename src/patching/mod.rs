@@ -22,7 +22,7 @@ use usertrap::{
 
 pub(crate) use code_map::{Code, CodeMap, FileId};
 pub(crate) use hands::Hands;
-pub(crate) use invalidate::{Change, before_change, drop_all};
+pub(crate) use invalidate::{Change, after_change, before_change, drop_all};
 pub(crate) use locate::{Found, locate, resume_at};
 use trampolines::Blocks;
 
