@@ -270,3 +270,39 @@ fn a_guests_own_breakpoint_is_reported_where_a_patch_was() {
         drop(late);
     });
 }
+
+/// A jump in padding is only taken back when no thread can be on its way through it; its site is patched again then.
+#[test]
+fn a_site_that_waits_for_its_padding_is_patched_in_the_end() {
+    let platform = platform(Patching::Lazy);
+    // mov eax, r14d; jmp over eight int3; syscall; jmp to the beginning
+    let mut code = [0x49, 0x89, 0xe5, 0x90].repeat(LEAD / 4);
+    code.extend([0x44, 0x89, 0xf0, 0xeb, 8, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0x0f, 5, 0xeb]);
+    code.push((-(code.len() as i64) - 1) as i8 as u8);
+    let (space, mut context) = guest(&platform, &code);
+    context.registers_mut().r14 = 980;
+    let mut call = || {
+        let call = small_guest::next_call(&mut context, &space);
+        assert_eq!(call.nr, 980);
+        call.entry
+    };
+    assert_eq!([call(), call()], [Entry::Trapped, Entry::Patched]);
+    put_code(&space, 0x80_0000, &[0xeb, 0xfe]); // a thread that runs for ever
+    let mut runner = platform.new_context().expect("a context");
+    runner.registers_mut().rip = 0x80_0000;
+    let interrupter = runner.interrupter();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| runner.switch(&space));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        space.roll_back_patches();
+        for _ in 0..5 {
+            call();
+        }
+        interrupter.interrupt();
+        assert_eq!(running.join().expect("it ends").expect("it lives"), Event::Interrupted);
+    });
+    assert_eq!(call(), Entry::Trapped, "it could not be patched until now");
+    assert_eq!(call(), Entry::Patched);
+    space.set_patching(Patching::Off);
+    assert_eq!(bytes_at(&space, CODE, code.len()), code);
+}

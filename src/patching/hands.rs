@@ -128,7 +128,7 @@ impl<'a> Hands<'a> {
     /// Trampolines lie in pages of their own, which other threads may be executing.
     fn place_trampoline(&self, at: u64, bytes: &[u8]) -> Result<(), NotDone> {
         let from = at & !(PAGE_SIZE - 1);
-        let to = (at + bytes.len() as u64 - 1 & !(PAGE_SIZE - 1)) + PAGE_SIZE;
+        let to = ((at + bytes.len() as u64 - 1) & !(PAGE_SIZE - 1)) + PAGE_SIZE;
         self.protect(from, to, Protection { read: true, write: true, execute: true })?;
         let result = self.copy(at, bytes);
         self.protect(from, to, Protection::READ_EXECUTE)?;

@@ -123,14 +123,21 @@ fn write_back(space: &SpaceInner, books: &mut Patcher, removals: &[Removal], whe
         run_where_mapped(books, &hands, steps);
     }
     if space.process.all_outside_trampolines() {
-        let mut memory = books.blocks.with(&hands);
-        let reclaimed = books.patches.reclaim(&mut memory);
-        // Each is in a mapping of its own, perhaps.
-        for step in when_left.iter().chain(&reclaimed) {
+        for step in when_left {
             run_where_mapped(books, &hands, std::slice::from_ref(step));
         }
+        reclaim(books, &hands);
     }
     thread.park();
+}
+
+/// Frees the trampolines that nothing leads to any more, and restores their padding. Nobody may be in one.
+pub(super) fn reclaim(books: &mut Patcher, hands: &Hands<'_>) {
+    let mut memory = books.blocks.with(hands);
+    // Each is in a mapping of its own, perhaps.
+    for step in books.patches.reclaim(&mut memory) {
+        run_where_mapped(books, hands, std::slice::from_ref(&step));
+    }
 }
 
 /// Makes steps in the mappings that are known to hold them; what is mapped no more needs none.

@@ -152,6 +152,9 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     fn patch(&self, books: &mut Patcher) -> Result<(), Failure> {
+        if books.patches.has_retired_near(self.site) && self.space.process.all_outside_trampolines() {
+            invalidate::reclaim(books, self.hands);
+        }
         let range = self.code.range;
         let first = range.0.max(self.site.get().saturating_sub(WINDOW_BEFORE as u64));
         let end = range.1.min(self.site.get().saturating_add(WINDOW_AFTER as u64));
@@ -161,7 +164,11 @@ impl Attempt<'_> {
         books.patches.overlay_original(base, &mut bytes);
         let window = CodeWindow::new(base, &bytes, self.site).map_err(|_| Failure::NotNow)?;
         let occupied = books.patches.occupied_near(self.site);
-        let plan = self.plan(&window, &occupied, true)?;
+        let plan = match self.plan(&window, &occupied, true) {
+            // Once the padding is free again there may be another plan.
+            Err(_) if books.patches.has_retired_near(self.site) => return Err(Failure::NotNow),
+            result => result?,
+        };
         match self.install(books, &plan, &window) {
             // The plan was made for other bytes of the same file, or without the patches that are here.
             Err(Refused::OtherPlan) => {
