@@ -194,6 +194,7 @@ fn a_supervisor_outlives_its_guests_jumps_into_trampolines_and_the_syshandler() 
 
 /// As above, driven by a sibling thread that also writes replies and lines of its choice, and observed.
 #[test]
+#[allow(clippy::zombie_processes, reason = "the tracer reaps it")]
 fn only_listed_calls_come_of_jumps_into_trampolines_and_the_syshandler() {
     if std::env::var_os(ROLE).is_some() {
         return hostile_supervisor();
