@@ -162,9 +162,10 @@ impl AddressSpace {
     pub fn map_anonymous(&self, addr: GuestAddr, len_bytes: u64, prot: Protection) -> Result<(), MapError> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         let range = bounds(addr, check_range(addr, len_bytes)?);
-        self.changes(Change::Mapped(Code { range, prot, file: None, batched: false }));
-        self.each_part("mmap", addr, len_bytes, |at, len, _| {
-            (libc::SYS_mmap, [at, len, prot.prot_bits() as u64, flags as u64, u64::MAX, 0])
+        self.change(Change::Mapped(Code { range, prot, file: None, batched: false }), || {
+            self.each_part("mmap", addr, len_bytes, |at, len, _| {
+                (libc::SYS_mmap, [at, len, prot.prot_bits() as u64, flags as u64, u64::MAX, 0])
+            })
         })
     }
 
@@ -187,22 +188,27 @@ impl AddressSpace {
         sharing: Sharing,
     ) -> Result<(), MapError> {
         let range = bounds(addr, check_range(addr, len_bytes)?);
-        match sharing {
+        let change = match sharing {
             Sharing::Private => {
                 let file = file_id(fd).map(|id| (id, offset));
-                self.changes(Change::Mapped(Code { range, prot, file, batched: false }));
+                Change::Mapped(Code { range, prot, file, batched: false })
             }
             // Its text is everybody's: never patched.
-            Sharing::Shared => self.changes(Change::Gone(range)),
-        }
+            Sharing::Shared => Change::Gone(range),
+        };
         let flags = libc::MAP_FIXED
             | match sharing {
                 Sharing::Private => libc::MAP_PRIVATE,
                 Sharing::Shared => libc::MAP_SHARED,
             };
         let raw = fd.as_raw_fd() as u64;
-        self.each_part("mmap of a file", addr, len_bytes, |at, len, done| {
-            (libc::SYS_mmap, [at, len, prot.prot_bits() as u64, flags as u64, raw, offset.wrapping_add(done)])
+        self.change(change, || {
+            self.each_part("mmap of a file", addr, len_bytes, |at, len, done| {
+                (
+                    libc::SYS_mmap,
+                    [at, len, prot.prot_bits() as u64, flags as u64, raw, offset.wrapping_add(done)],
+                )
+            })
         })?;
         if prot.execute && sharing == Sharing::Private {
             patching::patch_mapped(&self.inner, range, Some(fd));
@@ -216,8 +222,9 @@ impl AddressSpace {
     ///
     /// As [`AddressSpace::map_anonymous`].
     pub fn unmap(&self, addr: GuestAddr, len_bytes: u64) -> Result<(), MapError> {
-        self.changes(Change::Gone(bounds(addr, check_range(addr, len_bytes)?)));
-        self.each_part("munmap", addr, len_bytes, |at, len, _| (libc::SYS_munmap, [at, len, 0, 0, 0, 0]))
+        self.change(Change::Gone(bounds(addr, check_range(addr, len_bytes)?)), || {
+            self.each_part("munmap", addr, len_bytes, |at, len, _| (libc::SYS_munmap, [at, len, 0, 0, 0, 0]))
+        })
     }
 
     /// Changes the protection of a range.
@@ -227,9 +234,10 @@ impl AddressSpace {
     /// As [`AddressSpace::map_anonymous`]; `ENOMEM` if part of the range is not mapped (mprotect(2)).
     pub fn protect(&self, addr: GuestAddr, len_bytes: u64, prot: Protection) -> Result<(), MapError> {
         let range = bounds(addr, check_range(addr, len_bytes)?);
-        self.changes(Change::Protected(range, prot));
-        self.each_part("mprotect", addr, len_bytes, |at, len, _| {
-            (libc::SYS_mprotect, [at, len, prot.prot_bits() as u64, 0, 0, 0])
+        self.change(Change::Protected(range, prot), || {
+            self.each_part("mprotect", addr, len_bytes, |at, len, _| {
+                (libc::SYS_mprotect, [at, len, prot.prot_bits() as u64, 0, 0, 0])
+            })
         })?;
         if prot.execute {
             patching::patch_mapped(&self.inner, range, None);
@@ -264,10 +272,11 @@ impl AddressSpace {
             let (addr, len_bytes) = (old.raw(), old_len);
             return Err(MapError::Refused { what: "mremap", addr, len_bytes, source });
         }
-        self.changes(Change::Moved { old: bounds(old, old_len), new: bounds(new, new_len) });
         let flags = if old == new { 0 } else { libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED };
         let args = [old.raw(), old_len, new_len, flags as u64, new.raw(), 0];
-        self.call("mremap", libc::SYS_mremap, args, (old.raw(), old_len))
+        self.change(Change::Moved { old: bounds(old, old_len), new: bounds(new, new_len) }, || {
+            self.call("mremap", libc::SYS_mremap, args, (old.raw(), old_len))
+        })
     }
 
     /// Makes an address space whose memory is a copy-on-write copy of this one, by the host kernel. Nothing of
@@ -355,9 +364,12 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Tells the patcher of a change of mappings before it is made.
-    fn changes(&self, change: Change) {
-        patching::before_change(&self.inner, change);
+    /// Makes a change of mappings. The patcher is told before of what it takes away, and behind of what it has brought.
+    fn change(&self, change: Change, make: impl FnOnce() -> Result<(), MapError>) -> Result<(), MapError> {
+        let pending = patching::before_change(&self.inner, change);
+        make()?;
+        patching::after_change(&self.inner, pending);
+        Ok(())
     }
 
     fn call(&self, what: &'static str, nr: i64, args: [u64; 6], range: (u64, u64)) -> Result<(), MapError> {

@@ -9,6 +9,8 @@
 mod adversary;
 #[path = "common/observer.rs"]
 mod observer;
+#[path = "common/verdict.rs"]
+mod verdict;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufRead, Read, Write};
@@ -22,12 +24,12 @@ use systrap::{Event, Systrap};
 use systrap_stub::code::{SyscallSite, entries_lie_in_text, text};
 use systrap_stub::layout;
 use systrap_stub::sysmsg::gregs;
+use verdict::{AUDIT_ARCH_X86_64, admits};
 
 const ROLE: &str = "SYSTRAP_TEST_HOSTILE_SUPERVISOR";
 const SEED: u64 = 0x5eed_0001;
 const LAST_NR: u64 = 600;
 const LIMIT: Duration = Duration::from_secs(55);
-const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 
 #[test]
 #[allow(clippy::zombie_processes, reason = "the tracer waits for it")]
@@ -97,30 +99,6 @@ fn judge(record: &Record, base: u64) {
         assert!(uses.contains_key(&key), "the observer never saw {key}");
     }
     assert!(uses.contains_key("Guest ExitGroup exit_group"), "the observer never saw exit_group");
-}
-
-/// Whether a row admits a call: the meaning of the list, written a second time.
-fn admits(row: &Row, call: &Passed, base: u64) -> bool {
-    let filters_fit = match call.role {
-        Role::Guest => row.filter == FilterKind::Guest,
-        Role::Base => true,
-        Role::Supervisor | Role::Template => false,
-    };
-    filters_fit
-        && call.arch == AUDIT_ARCH_X86_64
-        && call.ip == base + row.site.ip_offset() as u64
-        && call.nr == row.nr as u64
-        && row.conditions.iter().all(|condition| {
-            let arg = call.args[usize::from(condition.arg)];
-            match condition.test {
-                Test::Eq(value) => arg == value,
-                Test::Eq32(value) => arg & 0xffff_ffff == u64::from(value),
-                Test::Lt(value) => arg < value,
-                Test::Ge(value) => arg >= value,
-                Test::Le(value) => arg <= value,
-                Test::OnlyBits(mask) => arg | mask == mask,
-            }
-        })
 }
 
 #[test]

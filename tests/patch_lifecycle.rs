@@ -1,109 +1,17 @@
 //! Patches over the life of an address space: many sites, mappings that come and go, forks, moves, roll-backs,
-//! single-stepping, code that rewrites itself; and mappings that must never be patched.
+//! single-stepping, code that rewrites itself.
 
+#[path = "common/patch_guest.rs"]
+mod patch_guest;
 #[path = "common/patch_lab.rs"]
 mod patch_lab;
 #[path = "common/small_guest.rs"]
 mod small_guest;
 
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::AsFd;
-
 use iced_x86::code_asm::*;
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use patch_lab::{bytes_at, first_difference, platform, put_code, put_data};
-use systrap::{
-    AddressSpace, Context, Entry, Event, GuestAddr, PAGE_SIZE, Patching, Protection, Sharing, Systrap,
-};
-
-const CODE: u64 = 0x40_0000;
-const STACK: u64 = 0x7000_0000;
-const STACK_LEN: u64 = 0x4000;
-/// Length of a function made by [`functions`].
-const STEP: usize = 32;
-
-fn at(addr: u64) -> GuestAddr {
-    GuestAddr::new(addr)
-}
-
-/// Enough code in front of the first site for its boundaries to be proved.
-const LEAD: usize = 64;
-
-/// `count` functions of [`STEP`] bytes, each with its own number from `first` on; each falls into the next, the last
-/// returns to the beginning.
-fn functions(count: usize, first: u32) -> Vec<u8> {
-    let mut code = [0x49, 0x89, 0xe5, 0x90].repeat(LEAD / 4); // mov r13, rsp; nop
-    for i in 0..count {
-        let [a, b, c, d] = (first + i as u32).to_le_bytes();
-        // mov rdi, r12 and others; mov eax, imm32; syscall
-        code.extend([0x4c, 0x89, 0xe7, 0x4c, 0x89, 0xe6, 0x4c, 0x89, 0xe2, 0x4d, 0x89, 0xe0]);
-        code.extend([0x90; 3]);
-        code.extend([0xb8, a, b, c, d, 0x0f, 5]);
-        code.resize(LEAD + (i + 1) * STEP, 0x90);
-    }
-    let back = -(code.len() as i32 + 5);
-    code.push(0xe9);
-    code.extend(back.to_le_bytes());
-    code
-}
-
-/// Where the `syscall` of the `i`th function is.
-fn site(code: u64, i: usize) -> u64 {
-    code + (LEAD + i * STEP) as u64 + 20
-}
-
-fn guest_in(platform: &Systrap, space: &AddressSpace, code: u64) -> Context {
-    put_data(space, STACK, STACK_LEN, &[]);
-    let mut context = platform.new_context().expect("a context");
-    let regs = context.registers_mut();
-    (regs.rip, regs.rsp, regs.r12) = (code, STACK + STACK_LEN, 77);
-    context
-}
-
-fn guest(platform: &Systrap, code: &[u8]) -> (AddressSpace, Context) {
-    let space = platform.new_address_space().expect("an address space");
-    put_code(&space, CODE, code);
-    let context = guest_in(platform, &space, CODE);
-    (space, context)
-}
-
-/// Runs through all functions once; says how many calls came patched.
-#[track_caller]
-fn round(context: &mut Context, space: &AddressSpace, code: u64, count: usize, first: u32) -> usize {
-    let mut patched = 0;
-    for i in 0..count {
-        match context.switch(space).expect("the stub process lives") {
-            Event::Syscall(call) => {
-                assert_eq!((call.nr, call.args[0]), (first + i as u32, 77), "call {i}");
-                assert_eq!(call.ip.raw(), site(code, i) + 2);
-                patched += usize::from(call.entry == Entry::Patched);
-            }
-            other => panic!("call {i}: {other:?}"),
-        }
-        context.set_return(0);
-    }
-    patched
-}
-
-fn mappings(space: &AddressSpace) -> usize {
-    std::fs::read_to_string(format!("/proc/{}/maps", space.pid()))
-        .expect("the stub's mappings")
-        .lines()
-        .count()
-}
-
-/// Executable memory that the guest did not map: first address and length.
-fn trampolines(space: &AddressSpace) -> Vec<(u64, u64)> {
-    let maps = std::fs::read_to_string(format!("/proc/{}/maps", space.pid())).expect("the stub's mappings");
-    let anonymous = maps.lines().filter(|line| line.contains("r-xp") && line.split_whitespace().count() == 5);
-    let ranges = anonymous.map(|line| {
-        let (from, to) = line.split_whitespace().next().and_then(|r| r.split_once('-')).expect("a range");
-        let number = |text| u64::from_str_radix(text, 16).expect("an address");
-        (number(from), number(to) - number(from))
-    });
-    ranges.filter(|(at, _)| !(CODE..CODE + 0x100_0000).contains(at)).collect()
-}
+use patch_guest::{CODE, LEAD, at, functions, guest, guest_in, mappings, round, site, trampolines};
+use patch_lab::{bytes_at, first_difference, platform, put_code};
+use systrap::{AddressSpace, Context, Entry, Event, PAGE_SIZE, Patching, Protection};
 
 fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
@@ -363,150 +271,38 @@ fn a_guests_own_breakpoint_is_reported_where_a_patch_was() {
     });
 }
 
-fn memfd(contents: &[u8]) -> File {
-    let mut file = File::from(memfd_create("patch-test", MFdFlags::empty()).expect("a memfd"));
-    file.write_all(contents).expect("room");
-    file
-}
-
-fn file_contents(file: &File, len: usize) -> Vec<u8> {
-    use std::os::unix::fs::FileExt;
-    let mut contents = vec![0; len];
-    file.read_exact_at(&mut contents, 0).expect("readable");
-    contents
-}
-
+/// A jump in padding is only taken back when no thread can be on its way through it; its site is patched again then.
 #[test]
-fn a_shared_text_is_never_patched() {
+fn a_site_that_waits_for_its_padding_is_patched_in_the_end() {
     let platform = platform(Patching::Lazy);
-    let code = functions(5, 1_100);
-    let file = memfd(&code);
-    let space = platform.new_address_space().expect("an address space");
-    let rx = Protection::READ_EXECUTE;
-    space.map_file(at(CODE), PAGE_SIZE, file.as_fd(), 0, rx, Sharing::Shared).expect("a mapping");
-    let mut context = guest_in(&platform, &space, CODE);
-    for _ in 0..5 {
-        assert_eq!(round(&mut context, &space, CODE, 5, 1_100), 0);
-    }
-    assert_eq!((space.patched_sites(), file_contents(&file, code.len())), (0, code.clone()));
-    // The same file mapped privately is, and the file does not notice.
-    let private = CODE + 0x10_0000;
-    space.map_file(at(private), PAGE_SIZE, file.as_fd(), 0, rx, Sharing::Private).expect("a mapping");
-    context.pull_full_state().expect("the state");
-    context.registers_mut().rip = private;
-    assert_eq!(round(&mut context, &space, private, 5, 1_100), 0);
-    assert_eq!(round(&mut context, &space, private, 5, 1_100), 5);
-    assert_eq!(file_contents(&file, code.len()), code);
+    // mov eax, r14d; jmp over eight int3; syscall; jmp to the beginning
+    let mut code = [0x49, 0x89, 0xe5, 0x90].repeat(LEAD / 4);
+    code.extend([0x44, 0x89, 0xf0, 0xeb, 8, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0x0f, 5, 0xeb]);
+    code.push((-(code.len() as i64) - 1) as i8 as u8);
+    let (space, mut context) = guest(&platform, &code);
+    context.registers_mut().r14 = 980;
+    let mut call = || {
+        let call = small_guest::next_call(&mut context, &space);
+        assert_eq!(call.nr, 980);
+        call.entry
+    };
+    assert_eq!([call(), call()], [Entry::Trapped, Entry::Patched]);
+    put_code(&space, 0x80_0000, &[0xeb, 0xfe]); // a thread that runs for ever
+    let mut runner = platform.new_context().expect("a context");
+    runner.registers_mut().rip = 0x80_0000;
+    let interrupter = runner.interrupter();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| runner.switch(&space));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        space.roll_back_patches();
+        for _ in 0..5 {
+            call();
+        }
+        interrupter.interrupt();
+        assert_eq!(running.join().expect("it ends").expect("it lives"), Event::Interrupted);
+    });
+    assert_eq!(call(), Entry::Trapped, "it could not be patched until now");
+    assert_eq!(call(), Entry::Patched);
+    space.set_patching(Patching::Off);
     assert_eq!(bytes_at(&space, CODE, code.len()), code);
-    // A shared mapping moved over private text is shared still.
-    space.remap(at(CODE), PAGE_SIZE, at(private), PAGE_SIZE).expect("a move");
-    for _ in 0..3 {
-        assert_eq!(round(&mut context, &space, private, 5, 1_100), 0);
-    }
-    assert_eq!((space.patched_sites(), file_contents(&file, code.len())), (0, code));
-}
-
-#[test]
-fn text_that_moves_is_restored_and_patched_anew() {
-    let platform = platform(Patching::Lazy);
-    let code = functions(6, 1_200);
-    let (space, mut context) = guest(&platform, &code);
-    let mut place = CODE;
-    for turn in 1..=20 {
-        assert_eq!(round(&mut context, &space, place, 6, 1_200), 0);
-        assert_eq!(round(&mut context, &space, place, 6, 1_200), 6);
-        // Near and far.
-        let next = if turn % 2 == 0 { CODE + turn * 0x1_0000 } else { 0x1234_0000_0000 + turn * 0x1_0000 };
-        space.remap(at(place), PAGE_SIZE, at(next), PAGE_SIZE).expect("a move");
-        place = next;
-        assert_eq!((space.patched_sites(), bytes_at(&space, place, code.len())), (0, code.clone()));
-        context.pull_full_state().expect("the state");
-        context.registers_mut().rip = place;
-    }
-}
-
-#[test]
-fn the_guest_maps_over_trampolines() {
-    let platform = platform(Patching::Lazy);
-    let code = functions(6, 1_300);
-    let (space, mut context) = guest(&platform, &code);
-    for turn in 0..10 {
-        assert_eq!(round(&mut context, &space, CODE, 6, 1_300), 0);
-        assert_eq!(round(&mut context, &space, CODE, 6, 1_300), 6);
-        let blocks = trampolines(&space);
-        assert_eq!(blocks.len(), 1);
-        let (block, len) = blocks[0];
-        if turn % 2 == 0 {
-            space
-                .map_anonymous(at(block + len - PAGE_SIZE), PAGE_SIZE, Protection::READ_WRITE)
-                .expect("a mapping");
-            assert_eq!(bytes_at(&space, block + len - PAGE_SIZE, 8), [0; 8]);
-        } else {
-            space.unmap(at(block), len).expect("an unmapping");
-        }
-        assert_eq!(bytes_at(&space, CODE, code.len()), code);
-    }
-}
-
-/// A site whose bytes lie in two pages loses one of them.
-#[test]
-fn half_of_a_straddling_site_is_unmapped() {
-    let platform = platform(Patching::Lazy);
-    // mov eax, imm32 begins one to four bytes in front of the page's end.
-    for inside in 1..=4 {
-        for lost in [0, PAGE_SIZE] {
-            let before = PAGE_SIZE as usize - LEAD - 15 - inside;
-            let mut code = vec![0x90; before];
-            code.extend(functions(2, 1_400));
-            let (space, mut context) = guest(&platform, &code);
-            let start = CODE + before as u64;
-            context.registers_mut().rip = start;
-            round(&mut context, &space, start, 2, 1_400);
-            assert_eq!(round(&mut context, &space, start, 2, 1_400), 2);
-            space.unmap(at(CODE + lost), PAGE_SIZE).expect("an unmapping");
-            let kept = if lost == 0 { PAGE_SIZE as usize..code.len() } else { 0..PAGE_SIZE as usize };
-            let found = bytes_at(&space, CODE + kept.start as u64, kept.len());
-            let known_sites = space.patched_sites();
-            space.roll_back_patches();
-            let rolled_back = bytes_at(&space, CODE + kept.start as u64, kept.len());
-            assert_eq!(
-                first_difference(&rolled_back, &code[kept.clone()]),
-                None,
-                "{inside} bytes, {lost:#x} lost"
-            );
-            // The second function lies in the second page and may stay as it is.
-            assert!(known_sites == u64::from(lost == 0), "{known_sites} sites, {found:x?}");
-            let (page, len) = patch_lab::pages(CODE, code.len());
-            put_code(&space, page, &code);
-            assert_eq!(len, 2 * PAGE_SIZE);
-            assert_eq!(round(&mut context, &space, start, 2, 1_400), 0);
-            assert_eq!(round(&mut context, &space, start, 2, 1_400), 2);
-        }
-    }
-}
-
-#[test]
-fn with_patching_off_no_byte_of_the_guest_changes() {
-    let code = functions(50, 1_500);
-    for by_option in [true, false] {
-        let platform = platform(if by_option { Patching::Off } else { Patching::Lazy });
-        let file = memfd(&code);
-        let space = platform.new_address_space().expect("an address space");
-        space.set_patching(Patching::Off);
-        let rx = Protection::READ_EXECUTE;
-        space.map_file(at(CODE), PAGE_SIZE, file.as_fd(), 0, rx, Sharing::Private).expect("a mapping");
-        let mut context = guest_in(&platform, &space, CODE);
-        let mapped = mappings(&space);
-        for _ in 0..10 {
-            assert_eq!(round(&mut context, &space, CODE, 50, 1_500), 0);
-            assert_eq!(bytes_at(&space, CODE, code.len()), file_contents(&file, code.len()));
-        }
-        assert_eq!((space.patched_sites(), trampolines(&space)), (0, vec![]));
-        assert_eq!(mappings(&space), mapped, "and nothing is mapped");
-        // Nobody ever wrote to the private pages: none of them is a copy.
-        let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", space.pid())).expect("smaps");
-        let text = smaps.split("patch-test").nth(1).expect("the mapping of the file");
-        let copied = text.lines().find(|line| line.starts_with("Anonymous:")).expect("a count");
-        assert_eq!(copied.split_whitespace().nth(1), Some("0"), "{copied}");
-    }
 }

@@ -34,7 +34,12 @@ impl FileId {
     }
 }
 
-/// A patchable mapping.
+/// Whether code with this protection may be patched.
+pub(crate) fn is_patchable(prot: Protection) -> bool {
+    prot.execute && prot.read && !prot.write
+}
+
+/// A private mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Code {
     /// First address, and the address behind the last.
@@ -50,10 +55,6 @@ impl Code {
     pub(crate) fn file_site(&self, site: u64) -> Option<FileSite> {
         let (id, offset) = self.file?;
         Some(id.site(offset.wrapping_add(site.wrapping_sub(self.range.0))))
-    }
-
-    fn is_patchable(&self) -> bool {
-        self.prot.execute && self.prot.read && !self.prot.write
     }
 
     /// The part of the mapping within `from..to`, which must overlap it.
@@ -79,12 +80,12 @@ impl CodeMap {
     /// The patchable mapping that holds an address.
     pub(crate) fn around(&self, addr: GuestAddr) -> Option<Code> {
         let (_, code) = self.ranges.range(..=addr.raw()).next_back()?;
-        (addr.raw() < code.range.1 && code.is_patchable()).then_some(*code)
+        (addr.raw() < code.range.1 && is_patchable(code.prot)).then_some(*code)
     }
 
     /// The patchable mappings within a range, cut to it.
     pub(crate) fn patchable(&self, from: u64, to: u64) -> Vec<Code> {
-        let overlapping = self.overlapping(from, to).into_iter().filter(Code::is_patchable);
+        let overlapping = self.overlapping(from, to).into_iter().filter(|code| is_patchable(code.prot));
         overlapping.map(|code| code.cut(from, to)).collect()
     }
 
@@ -125,19 +126,18 @@ impl CodeMap {
         }
     }
 
-    /// What lies in `old` moves to `new`.
-    pub(crate) fn relocate(&mut self, old: (u64, u64), new: (u64, u64)) {
+    /// What lies in `old` is about to move to `new`: takes both away and says what will be at `new`.
+    pub(crate) fn take_moved(&mut self, old: (u64, u64), new: (u64, u64)) -> Vec<Code> {
         let moved: Vec<Code> =
             self.overlapping(old.0, old.1).iter().map(|code| code.cut(old.0, old.1)).collect();
         self.remove(old);
         self.remove(new);
-        for code in moved {
+        let moved = moved.into_iter().filter_map(|code| {
             let start = new.0 + (code.range.0 - old.0);
             let end = (new.0 + (code.range.1 - old.0)).min(new.1);
-            if start < end {
-                self.ranges.insert(start, Code { range: (start, end), ..code });
-            }
-        }
+            (start < end).then_some(Code { range: (start, end), ..code })
+        });
+        moved.collect()
     }
 
     fn overlapping(&self, from: u64, to: u64) -> Vec<Code> {
@@ -183,7 +183,9 @@ mod tests {
     fn a_moved_mapping_is_known_at_its_new_place_only() {
         let mut map = CodeMap::default();
         map.insert(code(0x1000, 0x3000));
-        map.relocate((0x1000, 0x3000), (0x9000, 0xa000));
+        let moved = map.take_moved((0x1000, 0x3000), (0x9000, 0xa000));
+        assert!(map.around(GuestAddr::new(0x9000)).is_none(), "not before it has moved");
+        moved.into_iter().for_each(|code| map.insert(code));
         assert!(map.around(GuestAddr::new(0x1000)).is_none());
         assert_eq!(map.around(GuestAddr::new(0x9000)).unwrap().range, (0x9000, 0xa000));
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use usertrap::{GuestRange, Limits, Loss, PatchMap, Removal, Step, WriteMode};
 
-use super::code_map::Code;
+use super::code_map::{Code, is_patchable};
 use super::hands::Hands;
 use super::{Patcher, lock};
 use crate::address_space::SpaceInner;
@@ -28,16 +28,26 @@ pub(crate) enum Change {
 /// How long threads that were in a trampoline have to leave it before something else is mapped over it.
 const GRACE: Duration = Duration::from_millis(2);
 
-/// Drops the patches that a change of mappings concerns, and notes the change.
-pub(crate) fn before_change(space: &SpaceInner, change: Change) {
+/// What to note once a change is made: until then what it makes patchable is something else.
+#[derive(Debug)]
+#[must_use]
+pub(crate) enum Pending {
+    Nothing,
+    Mapped(Vec<Code>),
+    Protected((u64, u64), Protection),
+}
+
+/// Drops the patches that a change of mappings concerns, and notes what it takes away.
+pub(crate) fn before_change(space: &SpaceInner, change: Change) -> Pending {
     let mut books = lock(space);
     let books = &mut *books;
     if !books.is_idle() {
         match change {
             Change::Gone(range) => drop_range(space, books, range, Loss::Unmapped),
             Change::Mapped(code) => drop_range(space, books, code.range, Loss::Unmapped),
-            Change::Protected(range, prot) if prot.write => drop_range(space, books, range, Loss::Restored),
-            Change::Protected(..) => {}
+            Change::Protected(_, prot) if is_patchable(prot) => {}
+            // Patches could not be undone there.
+            Change::Protected(range, _) => drop_range(space, books, range, Loss::Restored),
             Change::Moved { old, new } => {
                 drop_range(space, books, old, Loss::Restored);
                 drop_range(space, books, new, Loss::Unmapped);
@@ -46,9 +56,26 @@ pub(crate) fn before_change(space: &SpaceInner, change: Change) {
     }
     match change {
         Change::Gone(range) => books.code.remove(range),
-        Change::Mapped(code) => books.code.insert(code),
+        Change::Mapped(code) => {
+            books.code.remove(code.range);
+            return Pending::Mapped(vec![code]);
+        }
+        Change::Protected(range, prot) if is_patchable(prot) => return Pending::Protected(range, prot),
         Change::Protected(range, prot) => books.code.protect(range, prot),
-        Change::Moved { old, new } => books.code.relocate(old, new),
+        Change::Moved { old, new } => return Pending::Mapped(books.code.take_moved(old, new)),
+    }
+    Pending::Nothing
+}
+
+/// Notes what a change that was made has brought.
+pub(crate) fn after_change(space: &SpaceInner, pending: Pending) {
+    match pending {
+        Pending::Nothing => {}
+        Pending::Mapped(parts) => {
+            let mut books = lock(space);
+            parts.into_iter().for_each(|code| books.code.insert(code));
+        }
+        Pending::Protected(range, prot) => lock(space).code.protect(range, prot),
     }
 }
 
@@ -97,14 +124,21 @@ fn write_back(space: &SpaceInner, books: &mut Patcher, removals: &[Removal], whe
         run_where_mapped(books, &hands, steps);
     }
     if space.process.all_outside_trampolines() {
-        let mut memory = books.blocks.with(&hands);
-        let reclaimed = books.patches.reclaim(&mut memory);
-        // Each is in a mapping of its own, perhaps.
-        for step in when_left.iter().chain(&reclaimed) {
+        for step in when_left {
             run_where_mapped(books, &hands, std::slice::from_ref(step));
         }
+        reclaim(books, &hands);
     }
     thread.park();
+}
+
+/// Frees the trampolines that nothing leads to any more, and restores their padding. Nobody may be in one.
+pub(super) fn reclaim(books: &mut Patcher, hands: &Hands<'_>) {
+    let mut memory = books.blocks.with(hands);
+    // Each is in a mapping of its own, perhaps.
+    for step in books.patches.reclaim(&mut memory) {
+        run_where_mapped(books, hands, std::slice::from_ref(&step));
+    }
 }
 
 /// Makes steps in the mappings that are known to hold them; what is mapped no more needs none.

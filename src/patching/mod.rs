@@ -30,7 +30,7 @@ pub(crate) use code_map::{Code, CodeMap, FileId};
 pub(crate) use eager::patch_mapped;
 pub(crate) use files::Files;
 pub(crate) use hands::Hands;
-pub(crate) use invalidate::{Change, before_change, drop_all};
+pub(crate) use invalidate::{Change, after_change, before_change, drop_all};
 pub(crate) use locate::{Found, locate, resume_at};
 use trampolines::Blocks;
 
@@ -200,6 +200,9 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     fn patch(&self, books: &mut Patcher) -> Result<(), Failure> {
+        if books.patches.has_retired_near(self.site) && self.space.process.all_outside_trampolines() {
+            invalidate::reclaim(books, self.hands);
+        }
         let range = self.code.range;
         let first = range.0.max(self.site.get().saturating_sub(WINDOW_BEFORE as u64));
         let end = range.1.min(self.site.get().saturating_add(WINDOW_AFTER as u64));
@@ -208,7 +211,11 @@ impl Attempt<'_> {
         let base = usertrap::GuestAddr::new(first);
         books.patches.overlay_original(base, &mut bytes);
         let window = CodeWindow::new(base, &bytes, self.site).map_err(|_| Failure::NotNow)?;
-        let plan = self.plan_for_file(&window)?;
+        let plan = match self.plan_for_file(&window) {
+            // Once the padding is free again there may be another plan.
+            Err(_) if books.patches.has_retired_near(self.site) => return Err(Failure::NotNow),
+            result => result?,
+        };
         match self.install(books, &plan, &window) {
             // The plan was made for other bytes of the same file, or without the patches that are here.
             Err(Refused::OtherPlan) => {

@@ -203,12 +203,17 @@ impl Puppet {
 
     /// Lets it run with these registers; returns the event it publishes, `None` if it does not in time.
     pub fn run(&self, words: &Words, limit: Duration) -> Option<u32> {
+        self.run_with_gs(words, 0, limit)
+    }
+
+    /// As [`Puppet::run`], with a %gs base.
+    pub fn run_with_gs(&self, words: &Words, gs_base: u64, limit: Duration) -> Option<u32> {
         let sysmsg = self.sysmsg();
         for (word, shared) in words.iter().zip(&sysmsg.state.sigcontext) {
             shared.store(*word, Ordering::Relaxed);
         }
         sysmsg.fs_base.store(0, Ordering::Relaxed);
-        sysmsg.gs_base.store(0, Ordering::Relaxed);
+        sysmsg.gs_base.store(gs_base, Ordering::Relaxed);
         self.publish(wire::RESUME_FULL);
         self.wait(wire::RESUME_FULL, limit)
     }

@@ -86,6 +86,13 @@ impl PatchMap {
         code.chain(padding.map(|(at, _)| GuestRange::of_len(*at, JUMP_LEN as u64))).collect()
     }
 
+    /// Whether some of [`occupied_near`](Self::occupied_near) is padding that [`reclaim`](Self::reclaim) would set free:
+    /// what is refused for its sake need not be refused for ever.
+    pub fn has_retired_near(&self, site: GuestAddr) -> bool {
+        let mut padding = self.paddings.range(spread(GuestRange::of_len(site, 1)));
+        padding.any(|(_, at)| self.trampolines.get(at).is_some_and(|placed| placed.retired))
+    }
+
     /// Undoes, in a copy of guest memory that begins at `base`, what patches have changed.
     pub fn overlay_original(&self, base: GuestAddr, bytes: &mut [u8]) {
         self.overlay_changes(base, bytes, |change| &change.old);
