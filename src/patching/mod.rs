@@ -211,17 +211,17 @@ impl Attempt<'_> {
         let base = usertrap::GuestAddr::new(first);
         books.patches.overlay_original(base, &mut bytes);
         let window = CodeWindow::new(base, &bytes, self.site).map_err(|_| Failure::NotNow)?;
-        let plan = match self.plan_for_file(&window) {
-            // Once the padding is free again there may be another plan.
-            Err(_) if books.patches.has_retired_near(self.site) => return Err(Failure::NotNow),
-            result => result?,
-        };
+        let plan = self.plan_for_file(&window)?;
         match self.install(books, &plan, &window) {
             // The plan was made for other bytes of the same file, or without the patches that are here.
             Err(Refused::OtherPlan) => {
                 let occupied = books.patches.occupied_near(self.site);
                 let hints = Hints { site_executed: true, occupied: &occupied, ..Hints::default() };
-                let plan = usertrap::plan(&window, &hints)?;
+                let plan = match usertrap::plan(&window, &hints) {
+                    // Once the padding is free again there may be another plan.
+                    Err(_) if books.patches.has_retired_near(self.site) => return Err(Failure::NotNow),
+                    result => result?,
+                };
                 self.install(books, &plan, &window).map_err(|_| Failure::NotNow)
             }
             other => other.map_err(|_| Failure::NotNow),
