@@ -5,6 +5,7 @@
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
+use systrap_stub::sysmsg::Line;
 use systrap_stub::wire::{self, StubEvent};
 
 use crate::platform::Inner;
@@ -70,8 +71,17 @@ impl<'a> HandOff<'a> {
         Self { platform, thread, attention: None }
     }
 
-    /// Publishes a reply and waits for the event.
+    /// Publishes a reply whose arguments are in the line already, and waits for the event.
     pub(crate) fn exchange(&self, reply: u32) -> Result<StubEvent, SwitchError> {
+        self.exchange_with(reply, |_| {})
+    }
+
+    /// Publishes a reply with the result of the call that the stub waits for, and waits for the event.
+    pub(crate) fn exchange_result(&self, reply: u32, result: u64) -> Result<StubEvent, SwitchError> {
+        self.exchange_with(reply, |line| line.args[0].store(result, Ordering::Relaxed))
+    }
+
+    fn exchange_with(&self, reply: u32, fill: impl FnOnce(&Line)) -> Result<StubEvent, SwitchError> {
         let sysmsg = self.thread.sysmsg();
         let spinning = self.thread.spinning();
         let may_spin = self.platform.may_spin();
@@ -79,14 +89,16 @@ impl<'a> HandOff<'a> {
         if let Some(budget) = spinning.stub(may_spin, stub_slept) {
             sysmsg.spin.store(budget, Ordering::Relaxed);
         }
-        // Full barrier: publish before the look at the sleep flag. A plain store and a fence, because a locked
-        // instruction on the line would find it stolen by the spinning stub.
+        let budget = spinning.supervisor(may_spin);
+        // The line is written in one go, last of all: between two stores the spinning stub would steal it. For the same
+        // reason a plain store and a fence publish, and no locked instruction. The fence is the full barrier between
+        // the publication and the look at the sleep flag.
+        fill(&sysmsg.line);
         sysmsg.line.state.store(reply, Ordering::Release);
         fence(Ordering::SeqCst);
         if sysmsg.stub_sleeps.load(Ordering::SeqCst) != 0 {
             sys::futex_wake_shared(&sysmsg.line.state);
         }
-        let budget = spinning.supervisor(may_spin);
         for _ in 0..budget {
             let state = sysmsg.line.state.load(Ordering::Acquire);
             if state != reply {

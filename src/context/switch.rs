@@ -33,7 +33,8 @@ impl Context {
             let Some(home) = &self.home else { return Err(SwitchError::BadState { what: "no stub thread" }) };
             self.pulled = false;
             self.changed = false;
-            let event = HandOff::attached(&self.platform, &home.thread, &self.attention).exchange(reply);
+            let hand_off = HandOff::attached(&self.platform, &home.thread, &self.attention);
+            let event = hand_off.exchange_result(reply, self.result as u64);
             let event = match event {
                 Ok(event) => self.decode(event)?,
                 Err(error) => {
@@ -151,13 +152,10 @@ impl Context {
             self.recent_sites = RecentSites::new();
             self.changed = true;
         }
-        let Some(home) = &mut self.home else { return Err(SwitchError::BadState { what: "no stub thread" }) };
-        let sysmsg = home.thread.sysmsg();
         if self.changed {
             self.load_state()?;
             Ok(wire::RESUME_FULL)
         } else {
-            sysmsg.line.args[0].store(self.result as u64, Ordering::Relaxed);
             Ok(wire::RESUME)
         }
     }
