@@ -94,7 +94,7 @@ fn fixtures_are_what_their_sources_assemble_to() {
         );
         return;
     }
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sites");
+    let out = std::env::temp_dir().join(format!("usertrap-sites-{}", std::process::id()));
     std::fs::create_dir_all(&out).expect("a place to assemble");
     let status = Command::new("sh").arg(directory().join("build.sh")).env("OUT", &out).status();
     assert!(status.expect("sh runs").success(), "the fixtures do not assemble");
@@ -103,6 +103,7 @@ fn fixtures_are_what_their_sources_assemble_to() {
         let fresh = std::fs::read(out.join(path.file_name().unwrap())).expect("build.sh makes every fixture");
         assert_eq!(digest(&committed), digest(&fresh), "{} differs from its source", name(&path));
     }
+    let _ = std::fs::remove_dir_all(&out);
 }
 
 type Digest = (Vec<(String, u64, Vec<u8>)>, Vec<(String, u64, u64)>);
