@@ -46,3 +46,8 @@ pub const ERESTARTSYS: i64 = 512;
 pub const ERESTARTNOINTR: i64 = 513;
 /// The call is restarted if there is no signal handler, else it fails with EINTR.
 pub const ERESTARTNOHAND: i64 = 514;
+
+/// The example in the README is compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
