@@ -10,8 +10,7 @@ mod observer;
 mod verdict;
 
 use std::collections::{BTreeMap, HashSet};
-use std::io::{BufRead, Read, Write};
-use std::process::{Command, Stdio};
+use std::io::BufRead;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -194,40 +193,15 @@ fn a_supervisor_outlives_its_guests_jumps_into_trampolines_and_the_syshandler() 
 
 /// As above, driven by a sibling thread that also writes replies and lines of its choice, and observed.
 #[test]
-#[allow(clippy::zombie_processes, reason = "the tracer reaps it")]
 fn only_listed_calls_come_of_jumps_into_trampolines_and_the_syshandler() {
     if std::env::var_os(ROLE).is_some() {
         return hostile_supervisor();
     }
-    let exe = std::env::current_exe().expect("this program");
-    let mut child = Command::new(exe)
-        .args([
-            "--exact",
-            "only_listed_calls_come_of_jumps_into_trampolines_and_the_syshandler",
-            "--nocapture",
-        ])
-        .env(ROLE, "1")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("starting the traced supervisor");
-    let pid = i32::try_from(child.id()).expect("a pid");
-    let mut go = child.stdin.take().expect("its standard input");
-    let mut said = std::io::BufReader::new(child.stdout.take().expect("its standard output"));
-    let mut line = String::new();
-    while !line.contains("ready") {
-        line.clear();
-        assert_ne!(said.read_line(&mut line).expect("its standard output"), 0, "it ended at once");
-    }
-    let done = observer::watchdog(pid, LIMIT);
-    let (record, status) = observer::trace(pid, || go.write_all(b"go\n").expect("its standard input"));
-    let _ = done.send(());
-    let mut rest = String::new();
-    said.read_to_string(&mut rest).expect("its standard output");
-    println!("{rest}");
-    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "wait status {status:#x}");
-    let base = rest.lines().find_map(|line| line.strip_prefix("base ")).expect("where the stub lies");
-    let base = u64::from_str_radix(base, 16).expect("an address");
+    let (record, base) = observer::trace_own_test(
+        "only_listed_calls_come_of_jumps_into_trampolines_and_the_syshandler",
+        ROLE,
+        LIMIT,
+    );
     let rows = rows(base);
     let mut uses = BTreeMap::<String, u64>::new();
     for passed in record.passed.iter().collect::<HashSet<_>>() {

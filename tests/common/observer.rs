@@ -8,6 +8,8 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Whose call it was: what filters the thread had when it made it.
@@ -181,4 +183,38 @@ pub fn trace_every_call_of_this_thread() {
         let installed = libc::syscall(libc::SYS_seccomp, 1, 0, &raw const program);
         assert_eq!(installed, 0, "seccomp: {}", std::io::Error::last_os_error());
     }
+}
+
+/// Runs the test `name` of this program once more, with `role` set in its environment, and traces it and all that comes
+/// of it from its word "ready" on, for `limit` at most. It has to end well. Returns what passed, and the stub's base,
+/// which it says as `base HEX`.
+#[allow(clippy::zombie_processes, reason = "the tracer reaps the child")]
+pub fn trace_own_test(name: &str, role: &str, limit: Duration) -> (Record, u64) {
+    let exe = std::env::current_exe().expect("this program");
+    let mut child = Command::new(exe)
+        .args(["--exact", name, "--nocapture"])
+        .env(role, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starting the traced supervisor");
+    let pid = i32::try_from(child.id()).expect("a pid");
+    let mut go = child.stdin.take().expect("its standard input");
+    let mut said = BufReader::new(child.stdout.take().expect("its standard output"));
+    // It says "ready" once all its threads of the beginning exist.
+    let mut line = String::new();
+    while !line.contains("ready") {
+        line.clear();
+        assert_ne!(said.read_line(&mut line).expect("its standard output"), 0, "it ended at once");
+    }
+    let done = watchdog(pid, limit);
+    let (record, status) = trace(pid, || go.write_all(b"go\n").expect("its standard input"));
+    let _ = done.send(());
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).expect("its standard output");
+    println!("{rest}");
+    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "wait status {status:#x}");
+    let base = rest.lines().find_map(|line| line.strip_prefix("base ")).expect("where the stub lies");
+    let base = u64::from_str_radix(base, 16).expect("an address");
+    (record, base)
 }
