@@ -84,14 +84,16 @@ impl<'a> Hands<'a> {
     fn barrier(&self, registered: &mut bool) -> Result<(), NotDone> {
         let barrier = || self.execute(libc::SYS_membarrier, [MEMBARRIER_SYNC_CORE.into(), 0, 0, 0, 0, 0]);
         // The template registered, where the kernel lets the registration be inherited.
-        if !*registered && barrier().is_err() {
+        if barrier().is_err() {
+            if *registered {
+                return Err(NotDone);
+            }
             self.execute(libc::SYS_membarrier, [MEMBARRIER_REGISTER_SYNC_CORE.into(), 0, 0, 0, 0, 0])?;
-        } else if !*registered {
             *registered = true;
-            return Ok(());
+            barrier()?;
         }
         *registered = true;
-        barrier().map(drop)
+        Ok(())
     }
 
     /// Makes the steps of a patch in `code`, in order. Its pages are writable meanwhile, and stay executable: other
