@@ -105,7 +105,9 @@ pub struct Sysmsg {
     pub spin: AtomicU32,
     /// How long one sleep of the stub lasts at most. Written by the supervisor.
     pub sleep_timeout: Timespec,
-    _pad0: [u64; 5],
+    /// When a futex wait that the stub executes for its guest ends. Written by the supervisor.
+    pub deadline: Timespec,
+    _pad0: [u64; 3],
     /// Not 0 while the stub sleeps on `line.state`: the supervisor wakes it. Written by the stub.
     pub stub_sleeps: AtomicU32,
     _pad1: [u32; 15],

@@ -68,6 +68,7 @@ pub unsafe extern "C" fn syshandler() {
         "mov gs:[{a0} + 32], r8",
         "mov gs:[{a0} + 40], r9",
         "mov dword ptr gs:[{nr}], eax",
+        "25:",
         // ---- Publish, full barrier, then look whether the supervisor sleeps. The barrier is a locked instruction on a
         // line of the stub's own: an xchg of the state would wait for the other stores and find the line stolen again.
         "mov dword ptr gs:[{state}], {patched}",
@@ -112,9 +113,14 @@ pub unsafe extern "C" fn syshandler() {
         "sahf",
         "mov rax, gs:[{saved_nr}]",
         "jmp rcx",
-        // ---- Other replies.
+        // ---- Other replies. What follows them depends on which it was.
         "30:",
+        "mov dword ptr gs:[{saved_nr}], eax",
+        "cmp eax, {execute}",
+        "je 40f",
         "cmp eax, {execute_resume}",
+        "je 40f",
+        "cmp eax, {execute_resume_if_done}",
         "je 40f",
         "cmp eax, {sleep}",
         "je 35f",
@@ -122,7 +128,9 @@ pub unsafe extern "C" fn syshandler() {
         "je 32f",
         "cmp eax, {spill}",
         "jne 33f",
-        // SPILL: everything to the state area; from there on this is a thread like those in the signal handler.
+        // SPILL, or a host call failed: everything to the state area; from there on this is a thread like those in the
+        // signal handler.
+        "31:",
         "mov gs:[{ctx} + {r8}], r8",
         "mov gs:[{ctx} + {r9}], r9",
         "mov gs:[{ctx} + {r10}], r10",
@@ -155,6 +163,8 @@ pub unsafe extern "C" fn syshandler() {
         "push 2",
         "popfq",
         "mov r14d, {spilled}",
+        "cmp dword ptr [r15 + {saved_nr}], {spill}",
+        "jne systrap_publish_done",
         "jmp {wait}",
         // RESUME_FULL
         "32:",
@@ -172,7 +182,7 @@ pub unsafe extern "C" fn syshandler() {
         "lock cmpxchg dword ptr gs:[{state}], ecx",
         "je 60f",
         "jmp 21b",
-        // ---- EXECUTE_RESUME: a host call with the line's arguments instead of the guest's registers.
+        // ---- EXECUTE and its like: a host call with the line's arguments instead of the guest's registers.
         "40:",
         "mov gs:[{ctx} + {rdi}], rdi",
         "mov gs:[{ctx} + {rsi}], rsi",
@@ -192,7 +202,6 @@ pub unsafe extern "C" fn syshandler() {
         ".globl systrap_ip_fast_execute",
         ".hidden systrap_ip_fast_execute",
         "systrap_ip_fast_execute:",
-        "mov gs:[{a0}], rax",
         "mov r8, gs:[{ctx} + {r8}]",
         "mov r9, gs:[{ctx} + {r9}]",
         "mov rdi, gs:[{ctx} + {rdi}]",
@@ -200,7 +209,18 @@ pub unsafe extern "C" fn syshandler() {
         "mov rdx, gs:[{ctx} + {rdx}]",
         "mov r10, gs:[{ctx} + {r10}]",
         "mov r11, gs:[{ctx} + {r11}]",
-        "jmp 24b",
+        "mov gs:[{a0}], rax",
+        "mov ecx, dword ptr gs:[{saved_nr}]",
+        "cmp ecx, {execute}",
+        "je 25b", // the call stands: the same event once more
+        // No error: the guest's. EINTR is the supervisor's, and after EXECUTE_RESUME_IF_DONE any error.
+        "cmp rax, -4095",
+        "jb 24b",
+        "cmp rax, -4",
+        "je 31b",
+        "cmp ecx, {execute_resume}",
+        "je 24b",
+        "jmp 31b",
         // ---- Wake the supervisor.
         "50:",
         "mov gs:[{ctx} + {rdi}], rdi",
@@ -313,7 +333,9 @@ pub unsafe extern "C" fn syshandler() {
         user_segments = const 0x2b_u64 << 48 | 0x33,
         patched = const wire::PATCHED,
         spilled = const wire::SPILLED,
+        execute = const wire::EXECUTE,
         execute_resume = const wire::EXECUTE_RESUME,
+        execute_resume_if_done = const wire::EXECUTE_RESUME_IF_DONE,
         resume_full = const wire::RESUME_FULL,
         spill = const wire::SPILL,
         sleep = const wire::SLEEP,
