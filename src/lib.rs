@@ -29,7 +29,7 @@ mod sys;
 
 pub use addr::GuestAddr;
 pub use address_space::{AddressSpace, Advice, Protection, Sharing};
-pub use context::{Context, ContextMemory, Executed, Interrupter, Made, MemoryOnReturn};
+pub use context::{Context, ContextMemory, Executed, Interrupter, Made, MemoryOnReturn, PassedCalls};
 pub use error::{CopyError, Error, MapError, StubExit, SwitchError};
 pub use event::{AccessType, Arch, Entry, Event, Signal, Syscall};
 pub use options::{Options, Patching};

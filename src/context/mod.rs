@@ -14,6 +14,7 @@ use std::sync::Arc;
 use systrap_stub::wire;
 
 use answers::Answers;
+pub use answers::PassedCalls;
 pub use execute::Executed;
 use execute::{Executing, StubCall};
 pub(crate) use handoff::HandOff;

@@ -264,7 +264,8 @@ impl Table {
     fn stub_thread(&mut self, base: u64) {
         use FilterKind::Guest;
         use SyscallSite::{
-            ExitGroup, FastExecute, FastWait, FastWake, ThreadExecute, ThreadExit, ThreadWait, ThreadWake,
+            ExitGroup, FastExecute, FastPass, FastWait, FastWake, ThreadExecute, ThreadExit, ThreadWait,
+            ThreadWake,
         };
         let slots = base + layout::SYSMSG;
         let in_slots = [
@@ -293,6 +294,7 @@ impl Table {
             self.guest_memory(Guest, site);
             self.guest_futexes(site);
         }
+        self.guest_futexes(FastPass);
         for command in [MEMBARRIER_REGISTER_SYNC_CORE, MEMBARRIER_SYNC_CORE] {
             let why = "serialises the cores that run this address space";
             let conditions = [eq32(0, command), eq32(1, 0)];

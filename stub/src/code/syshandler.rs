@@ -15,7 +15,7 @@ use super::sighandler::{SW_XFEATURES, resume_all};
 use super::thread::thread_wait;
 use crate::layout::SLOT_SIZE;
 use crate::layout::SYSMSG_LEN;
-use crate::sysmsg::{ANSWERS, SIGSTACK, SIGSTACK_LEN, Sysmsg, gregs};
+use crate::sysmsg::{ANSWERS, PASS, SIGSTACK, SIGSTACK_LEN, Sysmsg, gregs};
 use crate::wire;
 
 /// Bits that are zero in the distance from the first slot to any slot.
@@ -53,7 +53,7 @@ pub unsafe extern "C" fn syshandler() {
         "pop r11",
         "mov rsp, gs:[{guest_rsp}]",
         "mov eax, dword ptr gs:[{saved_nr}]",
-        // ---- A constant answer?
+        // ---- A constant answer, or a call to be passed on?
         "cmp eax, {answers_len}",
         "jae 20f",
         "cmp byte ptr gs:[{answer_flags} + rax], 0",
@@ -102,8 +102,11 @@ pub unsafe extern "C" fn syshandler() {
         "jmp rcx",
         // ---- The constant answer; rcx is still the return address.
         "80:",
+        "cmp byte ptr gs:[{answer_flags} + rax], {pass}",
+        "je 70f",
         "inc qword ptr gs:[{answered}]",
         "mov rax, gs:[{answers} + 8 * rax]",
+        "81:",
         "mov gs:[{saved_nr}], rax",
         "mov eax, r11d",
         "shl eax, 8",
@@ -113,6 +116,41 @@ pub unsafe extern "C" fn syshandler() {
         "sahf",
         "mov rax, gs:[{saved_nr}]",
         "jmp rcx",
+        // ---- A call for the host kernel, with the guest's own registers. Of the futex calls only those with an operation
+        // of the mask, private and without CLOCK_REALTIME; and no WAIT with a time-out, which would begin anew when an
+        // interrupt rolls the call back.
+        "70:",
+        "cmp eax, {futex}",
+        "jne 71f",
+        "mov eax, esi",
+        "xor eax, {private}",
+        "cmp eax, 32",
+        "jae 73f",
+        "bt dword ptr gs:[{passed_futexes}], eax",
+        "jnc 73f",
+        "test eax, eax",
+        "jnz 71f",
+        "test r10, r10",
+        "jnz 73f",
+        "71:",
+        "inc qword ptr gs:[{answered}]",
+        "mov gs:[{ctx} + {rcx}], rcx",
+        "mov gs:[{ctx} + {r11}], r11",
+        "mov eax, dword ptr gs:[{saved_nr}]",
+        // An interrupt here, or behind the call if it returned EINTR, is one of the guest at its `syscall` (sighandler).
+        ".globl systrap_pass",
+        ".hidden systrap_pass",
+        "systrap_pass:",
+        "syscall",
+        ".globl systrap_ip_fast_pass",
+        ".hidden systrap_ip_fast_pass",
+        "systrap_ip_fast_pass:",
+        "mov rcx, gs:[{ctx} + {rcx}]",
+        "mov r11, gs:[{ctx} + {r11}]",
+        "jmp 81b",
+        "73:",
+        "mov eax, dword ptr gs:[{saved_nr}]",
+        "jmp 20b",
         // ---- Other replies. What follows them depends on which it was.
         "30:",
         "mov dword ptr gs:[{saved_nr}], eax",
@@ -299,6 +337,10 @@ pub unsafe extern "C" fn syshandler() {
         scratch_top = const offset_of!(Sysmsg, scratch_top),
         answers_len = const ANSWERS,
         answer_flags = const offset_of!(Sysmsg, answer_flags),
+        pass = const PASS,
+        futex = const 202,
+        private = const 128,
+        passed_futexes = const offset_of!(Sysmsg, passed_futexes),
         saved_nr = const offset_of!(Sysmsg, saved_nr),
         answers = const offset_of!(Sysmsg, answers),
         answered = const offset_of!(Sysmsg, answered),

@@ -14,6 +14,8 @@ pub enum Op {
     Compute,
     /// A call that the stub executes for it, and that sleeps on the host kernel for ever: only an interrupt ends it.
     Block,
+    /// A call that the syshandler passes on, and that sleeps for ever: an interrupt makes it an event, and it is made again.
+    Pass,
 }
 
 /// What a run consists of.
@@ -50,6 +52,9 @@ pub enum Guest {
     EntersCall,
     /// Asleep in that call.
     InCall,
+    /// The same of a call that is passed on.
+    EntersPass,
+    InPass,
     /// A mutant: the look at the flag comes before the publication.
     LookedEarly {
         event: u32,
@@ -141,6 +146,7 @@ impl World {
         let rests = match script.ops.get(self.op) {
             Some(Op::Call) => false,
             Some(Op::Block) => self.guest == Guest::InCall,
+            Some(Op::Pass) => self.guest == Guest::InPass,
             Some(Op::Compute) | None => self.guest == Guest::Runs,
         };
         rests && self.interrupts_left == 0 && self.memory.word(index(Word::Attention)) == 0
@@ -154,7 +160,11 @@ impl World {
             Guest::Runs if matches!(script.ops.get(self.op), Some(Op::Call | Op::Block)) => {
                 out.push(Ok(self.with(|w| w.begin(wire::TRAPPED, script.mutation))));
             }
-            Guest::Runs => {}
+            Guest::Runs if script.ops.get(self.op) == Some(&Op::Pass) => {
+                out.push(Ok(self.with(|w| w.guest = Guest::EntersPass)));
+            }
+            Guest::EntersPass => out.push(Ok(self.with(|w| w.guest = Guest::InPass))),
+            Guest::Runs | Guest::InPass => {}
             Guest::Fills(event) => out.push(Ok(self.with(|w| {
                 w.memory.store(Side::Stub, PAYLOAD, 100 + w.op as u32);
                 w.guest = Guest::HandsOff(Stub::Publish { event });
@@ -187,7 +197,8 @@ impl World {
         self.with(|w| {
             w.signal_pending = false;
             match w.guest {
-                Guest::Runs => {
+                Guest::InPass if mutation == Mutation::ExecutedCallIsRestarted => {}
+                Guest::Runs | Guest::InPass => {
                     w.stopped_by = wire::INTERRUPTED;
                     w.guest = Guest::HandsOff(Stub::Publish { event: wire::INTERRUPTED });
                 }
