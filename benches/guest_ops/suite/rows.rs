@@ -92,7 +92,7 @@ pub const ROWS: &[Row] = &[
     operation("mutex", "uncontended mutex (control)", None),
     command(
         "python-imports",
-        "python3 -c 'import json,re,os'",
+        "python3, import json,re,os",
         &["python3", "-c", "import json,re,os"],
         times(1.5, 3.0),
     ),
