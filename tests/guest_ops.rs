@@ -5,6 +5,8 @@
 #[path = "../benches/guest_ops/suite/mod.rs"]
 mod suite;
 
+use std::time::Duration;
+
 use suite::{Effort, Measured, Mode, Outcome, Programs, ROWS, Report, Row};
 
 /// What a kernel says that has no such call.
@@ -77,15 +79,14 @@ fn an_operation_that_fails_is_shown_with_its_reason() {
 }
 
 #[test]
-fn an_operation_that_does_not_end_is_given_up() {
+fn a_program_that_does_not_end_is_given_up() {
     let programs = Programs::build().expect("the programs build");
-    // No process ends that fast.
-    let effort = Effort { patience: std::time::Duration::from_micros(1), ..Effort::QUICK };
-    let line = suite::measure(named("fork-exec-wait"), &programs, &effort);
-    let report = Report { effort, lines: vec![line] };
-    assert_eq!(report.failures().count(), suite::MODES.len());
-    let reason = failure(&report, "fork-exec-wait", Mode::Native).expect("a failure");
-    assert!(reason.contains("no end within"), "{reason}");
+    for mode in suite::MODES {
+        let patience = Duration::from_millis(300);
+        let error =
+            suite::child::run(&mut mode.command(&programs.idle), patience).expect_err("it waits for ever");
+        assert!(error.contains("no end within"), "{}: {error}", mode.name());
+    }
 }
 
 #[test]

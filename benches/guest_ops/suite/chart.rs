@@ -16,6 +16,8 @@ const WIDTH: u32 = 1100;
 const ROW_HEIGHT: u32 = 30;
 const LABELS: u32 = 250;
 const FRAME: u32 = 90;
+/// Pixels between a text and what it belongs to.
+const GAP: i32 = 5;
 const NOTE_HEIGHT: u32 = 18;
 const LEGEND: &str =
     "Dark: patching lazy. Light: patching off. Bar across: the goal, green if lazy meets it. Circle: gVisor.";
@@ -87,7 +89,11 @@ fn range(lines: &[&Line]) -> (f64, f64) {
 
 fn draw_row(root: &Root, plot: &mut Plot, line: &Line, top: f64, least: f64) -> Result<(), Error> {
     let verdict = line.verdict();
-    let place = |plot: &Plot, at, side| (plot.backend_coord(&at), Pos::new(side, VPos::Center));
+    let place = |plot: &Plot, at, side| {
+        let (x, y) = plot.backend_coord(&at);
+        let gap = if matches!(side, HPos::Left) { GAP } else { -GAP };
+        ((x + gap, y), Pos::new(side, VPos::Center))
+    };
     for (mode, colour, from, to) in [(Mode::Lazy, LAZY, 0.12, 0.5), (Mode::Off, OFF, 0.5, 0.88)] {
         let times = line.compared(mode, Yardstick::TimesNative).filter(|times| *times > 0.0);
         if let Some(times) = times {
@@ -99,7 +105,7 @@ fn draw_row(root: &Root, plot: &mut Plot, line: &Line, top: f64, least: f64) -> 
             None => (format!("{}: failed", mode.name()), MISSED),
         };
         let end = (times.unwrap_or(1.0).max(1.0), top + f64::midpoint(from, to));
-        draw_text(root, format!("  {text}"), place(plot, end, HPos::Left), 11, colour)?;
+        draw_text(root, text, place(plot, end, HPos::Left), 11, colour)?;
     }
     if let Some(goal) = line.row.goal {
         let accent = if verdict == Verdict::Met { GOAL } else { MISSED };

@@ -9,11 +9,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::resource::UsageWho;
 use nix::sys::signal::{Signal, killpg};
-use nix::sys::time::TimeValLike as _;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
+
+use super::load::cpu;
 
 /// What came of a run.
 #[derive(Debug)]
@@ -110,9 +111,7 @@ pub fn contents(file: &mut File) -> String {
 }
 
 fn children_cpu() -> Result<Duration, String> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).map_err(|errno| format!("getrusage: {errno}"))?;
-    let time = usage.user_time() + usage.system_time();
-    Ok(Duration::from_nanos(u64::try_from(time.num_nanoseconds()).unwrap_or(0)))
+    cpu(UsageWho::RUSAGE_CHILDREN).ok_or_else(|| "getrusage failed".to_owned())
 }
 
 /// Runs the command to its end, or kills it when `patience` is over.

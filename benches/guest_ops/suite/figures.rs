@@ -1,7 +1,7 @@
 //! From samples to figures, ratios and verdicts.
 
 use super::rows::{Goal, Row, Yardstick};
-use super::{Effort, MODES, Mode};
+use super::{Effort, MODES, Mode, Statistic};
 
 /// What one run gave.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +37,24 @@ impl Series {
             Err(reason) => self.failed = Some(reason),
         }
     }
+
+    /// What comes of all that was taken.
+    pub fn outcome(self, statistic: Statistic) -> Outcome {
+        if let Some(reason) = self.failed {
+            return Outcome::Failed(reason);
+        }
+        let samples: Vec<f64> = self.samples.iter().map(|sample| sample.value).collect();
+        let Some((least, median, most)) = spread(samples.clone()) else {
+            return Outcome::Failed("nothing was measured".to_owned());
+        };
+        let value = match statistic {
+            Statistic::Median => median,
+            Statistic::Least => least,
+        };
+        let cpu: Option<Vec<f64>> = self.samples.iter().map(|sample| sample.cpu_ns).collect();
+        let cpu_ns = cpu.and_then(spread).map(|(_, median, _)| median);
+        Outcome::Measured(Figure { value, median, least, most, cpu_ns, samples })
+    }
 }
 
 /// What came of a row in one mode.
@@ -51,6 +69,8 @@ pub enum Outcome {
 /// Of several samples.
 #[derive(Debug)]
 pub struct Figure {
+    /// What is shown and compared: the median or the least.
+    pub value: f64,
     pub median: f64,
     pub least: f64,
     pub most: f64,
@@ -58,21 +78,6 @@ pub struct Figure {
     pub cpu_ns: Option<f64>,
     /// In the order in which they were taken.
     pub samples: Vec<f64>,
-}
-
-impl From<Series> for Outcome {
-    fn from(series: Series) -> Self {
-        if let Some(reason) = series.failed {
-            return Self::Failed(reason);
-        }
-        let samples: Vec<f64> = series.samples.iter().map(|sample| sample.value).collect();
-        let Some((least, median, most)) = spread(samples.clone()) else {
-            return Self::Failed("nothing was measured".to_owned());
-        };
-        let cpu: Option<Vec<f64>> = series.samples.iter().map(|sample| sample.cpu_ns).collect();
-        let cpu_ns = cpu.and_then(spread).map(|(_, median, _)| median);
-        Self::Measured(Figure { median, least, most, cpu_ns, samples })
-    }
 }
 
 fn spread(mut values: Vec<f64>) -> Option<(f64, f64, f64)> {
@@ -86,6 +91,8 @@ pub struct Line {
     pub row: &'static Row,
     /// In the order of [`MODES`].
     pub outcomes: [Outcome; MODES.len()],
+    /// How many CPUs others used meanwhile, if the host says so.
+    pub others_cpus: Option<f64>,
 }
 
 /// What is said about a goal.
@@ -112,13 +119,13 @@ impl Line {
         })
     }
 
-    /// A mode's median, compared as the yardstick says.
+    /// A mode's figure, compared as the yardstick says.
     pub fn compared(&self, mode: Mode, yardstick: Yardstick) -> Option<f64> {
-        let value = self.figure(mode)?.median;
+        let value = self.figure(mode)?.value;
         match yardstick {
             Yardstick::Nothing => Some(value),
-            Yardstick::TimesNative => Some(value / self.figure(Mode::Native)?.median),
-            Yardstick::MoreThanNative => Some(value - self.figure(Mode::Native)?.median),
+            Yardstick::TimesNative => Some(value / self.figure(Mode::Native)?.value),
+            Yardstick::MoreThanNative => Some(value - self.figure(Mode::Native)?.value),
         }
     }
 
@@ -147,7 +154,17 @@ pub struct Report {
     pub lines: Vec<Line>,
 }
 
+/// Others that use more of a CPU than this are in the way.
+const NOTICEABLE: f64 = 0.1;
+
 impl Report {
+    /// The rows during which others used much of the machine.
+    pub fn disturbed(&self) -> impl Iterator<Item = (&'static Row, f64)> {
+        self.lines.iter().filter_map(|line| {
+            line.others_cpus.filter(|others| *others > NOTICEABLE).map(|others| (line.row, others))
+        })
+    }
+
     /// What could not be measured: the row, the mode, the reason.
     pub fn failures(&self) -> impl Iterator<Item = (&'static Row, Mode, &str)> {
         self.lines.iter().flat_map(|line| {

@@ -14,6 +14,7 @@ impl Report {
         let document = json!({
             "cpus": std::thread::available_parallelism().map_or(1, usize::from),
             "kernel": std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
+            "statistic": self.effort.statistic.name(),
             "rounds": self.effort.rounds,
             "batches": self.effort.batches,
             "batch_us": self.effort.batch.as_micros() as u64,
@@ -50,7 +51,14 @@ fn row(line: &Line) -> Value {
         let lazy = line.compared(Mode::Lazy, goal.yardstick);
         json!({ "most": goal.most, "of": yardstick, "lazy": lazy, "met": met, "gvisor": goal.gvisor })
     });
-    json!({ "what": line.row.what, "unit": unit, "modes": modes, "times_native": times, "goal": goal })
+    json!({
+        "what": line.row.what,
+        "unit": unit,
+        "modes": modes,
+        "times_native": times,
+        "goal": goal,
+        "others_cpus": line.others_cpus,
+    })
 }
 
 fn outcome_json(outcome: &super::Outcome) -> Value {

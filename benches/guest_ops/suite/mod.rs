@@ -1,11 +1,12 @@
 //! The bench of guest operations: what is measured, how, and what is made of it.
 
 mod chart;
-mod child;
+pub mod child;
 mod commands;
 mod figures;
 mod idle;
 mod json;
+mod load;
 mod operations;
 mod programs;
 mod rows;
@@ -20,6 +21,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use figures::Series;
+use load::Load;
 
 /// The command under test.
 pub const SYSTRAP: &str = env!("CARGO_BIN_EXE_systrap");
@@ -61,6 +63,25 @@ impl Mode {
     }
 }
 
+/// What stands for several rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statistic {
+    /// The middle one.
+    Median,
+    /// The least one, for a machine that others use meanwhile.
+    Least,
+}
+
+impl Statistic {
+    /// Its name in the table and in the JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Median => "median",
+            Self::Least => "least",
+        }
+    }
+}
+
 /// How much is done to get a figure.
 #[derive(Debug, Clone)]
 pub struct Effort {
@@ -76,6 +97,8 @@ pub struct Effort {
     pub watch: Duration,
     /// When a run is given up.
     pub patience: Duration,
+    /// What stands for the rounds of a row.
+    pub statistic: Statistic,
 }
 
 impl Effort {
@@ -87,6 +110,7 @@ impl Effort {
         batch: Duration::from_millis(2),
         watch: Duration::from_secs(2),
         patience: Duration::from_secs(60),
+        statistic: Statistic::Median,
     };
     /// To see that everything runs.
     pub const QUICK: Self = Self {
@@ -129,6 +153,7 @@ pub fn measure(row: &'static Row, programs: &Programs, effort: &Effort) -> Line 
         Measured::IdleMemory | Measured::IdleCpu => effort.idle_rounds,
         Measured::Operation | Measured::Command(_) => effort.rounds,
     };
+    let load = Load::now();
     let mut series = MODES.map(|_| Series::default());
     for round in 0..rounds {
         for turn in 0..MODES.len() {
@@ -142,5 +167,6 @@ pub fn measure(row: &'static Row, programs: &Programs, effort: &Effort) -> Line 
             });
         }
     }
-    Line { row, outcomes: series.map(Outcome::from) }
+    let outcomes = series.map(|series| series.outcome(effort.statistic));
+    Line { row, outcomes, others_cpus: load.and_then(|load| load.others_since()) }
 }

@@ -7,11 +7,18 @@ use super::rows::{Measured, Yardstick};
 use super::{MODES, Mode};
 
 impl Report {
-    /// Medians with ranges, comparisons with goals, CPU time of whole commands, and what failed.
+    /// Figures with ranges, comparisons with goals, CPU time of whole commands, and what failed.
     pub fn table(&self) -> String {
         let mut text = format!(
             "\n{:<32}{:>24}{:>27}{:>27}{:>10}{:>10}   {:<20}{:>8}\n",
-            "median (range)", "native", "lazy", "off", "lazy", "off", "goal", "gVisor"
+            format!("{} (range)", self.effort.statistic.name()),
+            "native",
+            "lazy",
+            "off",
+            "lazy",
+            "off",
+            "goal",
+            "gVisor"
         );
         for line in &self.lines {
             let _ = writeln!(text, "{}", row(line));
@@ -19,6 +26,9 @@ impl Report {
         let cpu: String = self.lines.iter().filter_map(cpu_row).collect();
         if !cpu.is_empty() {
             let _ = write!(text, "\n{:<32}{:>14}{:>14}{:>14}\n{cpu}", "CPU time", "native", "lazy", "off");
+        }
+        for (row, others) in self.disturbed() {
+            let _ = writeln!(text, "DISTURBED: {}: others used {others:.2} CPUs meanwhile", row.name);
         }
         for (row, mode, reason) in self.failures() {
             let _ = writeln!(text, "FAILED: {} ({}): {reason}", row.name, mode.name());
@@ -73,9 +83,9 @@ fn spread(figure: &Figure, measured: Measured) -> String {
     )
 }
 
-/// The least without its unit where that is the median's.
-fn bare(least: &str, median: &str) -> String {
-    match (least.split_once(' '), median.split_once(' ')) {
+/// The least without its unit where that is also the most's.
+fn bare(least: &str, most: &str) -> String {
+    match (least.split_once(' '), most.split_once(' ')) {
         (Some((number, unit)), Some((_, same))) if unit == same => number.to_owned(),
         _ => least.to_owned(),
     }
