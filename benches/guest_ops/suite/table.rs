@@ -27,8 +27,11 @@ impl Report {
         if !cpu.is_empty() {
             let _ = write!(text, "\n{:<32}{:>14}{:>14}{:>14}\n{cpu}", "CPU time", "native", "lazy", "off");
         }
-        for (row, others) in self.disturbed() {
-            let _ = writeln!(text, "DISTURBED: {}: others used {others:.2} CPUs meanwhile", row.name);
+        let disturbed: Vec<String> =
+            self.disturbed().map(|(row, others)| format!("{} {others:.2}", row.name)).collect();
+        if !disturbed.is_empty() {
+            let rows = disturbed.join(", ");
+            let _ = writeln!(text, "\nDISTURBED, others used so many CPUs meanwhile: {rows}");
         }
         for (row, mode, reason) in self.failures() {
             let _ = writeln!(text, "FAILED: {} ({}): {reason}", row.name, mode.name());
