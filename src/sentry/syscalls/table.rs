@@ -178,6 +178,7 @@ syscall_table! {
         count: i32, reads: GuestAddr, writes: GuestAddr, excepts: GuestAddr, timeout: InTimespec, mask: GuestAddr,
     ) => poll::pselect6;
     271 ppoll(fds: GuestAddr, count: u32, timeout: InTimespec, mask: GuestAddr, size: usize) => poll::ppoll;
+    272 unshare(flags: Hex) => clone::unshare;
     273 set_robust_list(head: GuestAddr, len: usize) => process::set_robust_list;
     274 get_robust_list(tid: i32, head: GuestAddr, len: GuestAddr) => process::get_robust_list;
     275 splice(input: Fd, from: GuestAddr, out: Fd, to: GuestAddr, len: usize, flags: u32) => read_write::splice;
