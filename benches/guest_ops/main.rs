@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use suite::Effort;
 
 /// What operations cost inside a guest
 #[derive(Debug, Parser)]
@@ -24,9 +25,9 @@ struct Arguments {
     #[arg(long, default_value_t = 7)]
     rounds: usize,
     /// One round of few, short batches: shows that all of it works, not what it costs
-    #[arg(long)]
+    #[arg(long, conflicts_with = "least")]
     quick: bool,
-    /// Show and compare the least of the rounds, not the median: for a machine that others use meanwhile
+    /// Many short batches, and the least of them instead of medians: for a machine that others use meanwhile
     #[arg(long)]
     least: bool,
     /// Where the figures go
@@ -48,13 +49,12 @@ fn target() -> PathBuf {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let effort = if arguments.quick || !arguments.bench {
-        suite::Effort::QUICK
-    } else {
-        suite::Effort { rounds: arguments.rounds.max(1), ..suite::Effort::FULL }
+    let rounds = arguments.rounds.max(1);
+    let effort = match (arguments.quick || !arguments.bench, arguments.least) {
+        (true, _) => Effort::QUICK,
+        (false, false) => Effort { rounds, ..Effort::FULL },
+        (false, true) => Effort { rounds, ..Effort::LEAST },
     };
-    let statistic = if arguments.least { suite::Statistic::Least } else { effort.statistic };
-    let effort = suite::Effort { statistic, ..effort };
     let json = arguments.json.unwrap_or_else(|| target().join("guest_ops.json"));
     let svg = arguments.svg.unwrap_or_else(|| target().join("guest_ops.svg"));
     let written = suite::run(&effort, &arguments.names).and_then(|report| {

@@ -112,6 +112,9 @@ impl Effort {
         patience: Duration::from_secs(60),
         statistic: Statistic::Median,
     };
+    /// For a machine that others use meanwhile: of many short batches some run undisturbed.
+    pub const LEAST: Self =
+        Self { batches: 250, batch: Duration::from_micros(200), statistic: Statistic::Least, ..Self::FULL };
     /// To see that everything runs.
     pub const QUICK: Self = Self {
         rounds: 1,

@@ -4,11 +4,12 @@ use super::child;
 use super::figures::Sample;
 use super::{Effort, Mode, Programs};
 
-/// The median of one run's batches.
+/// The median of one run's batches, or the least of them.
 pub fn measure(name: &str, mode: Mode, programs: &Programs, effort: &Effort) -> Result<Sample, String> {
     let mut command = mode.command(&programs.ops);
     command.arg(&programs.data).arg(&programs.nothing).arg(name);
     command.args([effort.batches.to_string(), effort.batch.as_micros().to_string()]);
+    command.arg(effort.statistic.name());
     let run = child::run(&mut command, effort.patience)?;
     let figure = parse(&run.stdout, name);
     if run.status.success() {

@@ -78,12 +78,8 @@ fn cpu_row(line: &Line) -> Option<String> {
 
 fn spread(figure: &Figure, measured: Measured) -> String {
     let show = |value| quantity(value, measured);
-    format!(
-        "{} ({}–{})",
-        show(figure.median),
-        bare(&show(figure.least), &show(figure.median)),
-        show(figure.most)
-    )
+    let (least, most) = (show(figure.least), show(figure.most));
+    format!("{} ({}–{most})", show(figure.value), bare(&least, &most))
 }
 
 /// The least without its unit where that is also the most's.
