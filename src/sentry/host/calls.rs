@@ -111,9 +111,7 @@ host_calls! {
     getresgid(real: &mut [u32; 1], effective: &mut [u32; 1], saved: &mut [u32; 1]) = SYS_getresgid;
     getgroups(size: i32, list: &mut [u32; 1024]) = SYS_getgroups;
     getpgid(pid: i32) = SYS_getpgid;
-    setpgid(pid: i32, pgid: i32) = SYS_setpgid;
     getsid(pid: i32) = SYS_getsid;
-    setsid() = SYS_setsid;
     kill(pid: i32, signo: i32) = SYS_kill;
     uname(utsname: &mut [u8; 390]) = SYS_uname;
     sysinfo(info: &mut [u8; 112]) = SYS_sysinfo;
@@ -153,6 +151,28 @@ waiting_calls! {
     wait_copy_file_range(
         input: Fd<'_>, from: Option<&mut [u8; 8]>, out: Fd<'_>, to: Option<&mut [u8; 8]>, length: usize, flags: u32,
     ) = SYS_copy_file_range;
+}
+
+/// The processor time that the calling thread has used, in nanoseconds.
+pub(crate) fn thread_time_ns() -> u64 {
+    clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// The processor time that a process has used, in nanoseconds; 0 if there is none of that id.
+///
+/// The clock of another process: `MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)`, include/linux/posix-timers.h.
+pub(crate) fn process_time_ns(pid: i32) -> u64 {
+    const CPUCLOCK_SCHED: i32 = 2;
+    clock_ns(!pid << 3 | CPUCLOCK_SCHED)
+}
+
+fn clock_ns(clock: i32) -> u64 {
+    let mut time = [0; 16];
+    if clock_gettime(clock, &mut time).is_err() {
+        return 0;
+    }
+    let time = crate::sentry::abi::Timespec::from_array(time);
+    (time.sec as u64).saturating_mul(1_000_000_000).saturating_add(time.nsec as u64)
 }
 
 /// The caller's thread id.

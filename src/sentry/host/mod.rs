@@ -15,10 +15,12 @@
 mod calls;
 mod interruptible;
 mod process;
+mod words;
 
 pub(crate) use calls::*;
 pub(crate) use interruptible::{Attention, install_kick_handler, kick};
 pub(crate) use process::*;
+pub(crate) use words::{wait_word, wake_word};
 
 use super::errno::Errno;
 use std::ffi::CStr;

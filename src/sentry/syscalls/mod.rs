@@ -4,9 +4,12 @@
 //! decoding for the handler and the text of `--trace`; an argument that points to input is read from the guest once.
 
 pub(crate) mod args;
+mod clone;
 mod descriptor;
+mod futex;
 mod identity;
 mod ioctl;
+mod kill;
 mod locate;
 mod memory;
 mod names;
@@ -21,6 +24,7 @@ mod system;
 mod table;
 mod time;
 mod transfer;
+mod wait;
 mod xattr;
 
 use super::errno::Errno;
