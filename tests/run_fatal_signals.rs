@@ -21,11 +21,12 @@ fn fatal() -> impl Iterator<Item = i32> {
 fn a_child_dies_of_each_signal() {
     let script = "import os, signal, sys, resource, threading, time\n\
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n\
+        for n in map(int, sys.argv[1:]):\n\
+        \x20   if n != 9: signal.signal(n, signal.SIG_DFL)\n\
         for how in ('raise', 'kill', 'thread'):\n\
         \x20   for n in map(int, sys.argv[1:]):\n\
         \x20       pid = os.fork()\n\
         \x20       if pid == 0:\n\
-        \x20           if n not in (9, 19): signal.signal(n, signal.SIG_DFL)\n\
         \x20           if how == 'raise': signal.raise_signal(n)\n\
         \x20           if how == 'thread': threading.Thread(target=lambda: os.kill(os.getpid(), n)).start()\n\
         \x20           while True: time.sleep(1000)\n\
