@@ -5,7 +5,8 @@ mod exit;
 mod handle;
 mod waiting;
 
-pub(crate) use clone::{CloneRequest, VforkGate};
+use clone::VforkGate;
+pub(crate) use clone::{CLONE_NEWTIME, CloneRequest, NAMESPACES};
 pub(crate) use handle::TaskHandle;
 pub(crate) use waiting::Parked;
 
