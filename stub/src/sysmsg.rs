@@ -105,7 +105,10 @@ pub struct Sysmsg {
     pub spin: AtomicU32,
     /// How long one sleep of the stub lasts at most. Written by the supervisor.
     pub sleep_timeout: Timespec,
-    _pad0: [u64; 5],
+    /// How many `pause`s the syshandler lets pass between publishing an event and its first look for the reply. Written
+    /// by the supervisor.
+    pub head_start: AtomicU32,
+    _pad0: [u32; 9],
     /// Not 0 while the stub sleeps on `line.state`: the supervisor wakes it. Written by the stub.
     pub stub_sleeps: AtomicU32,
     _pad1: [u32; 15],
