@@ -102,7 +102,8 @@ impl<'a> HandOff<'a> {
         let may_spin = self.platform.may_spin();
         let stub_slept = sysmsg.stub_sleeps.load(Ordering::Relaxed) != 0;
         if let Some(budget) = spinning.stub(may_spin, stub_slept) {
-            sysmsg.spin.store(budget, Ordering::Relaxed);
+            sysmsg.spin.store(budget.spin, Ordering::Relaxed);
+            sysmsg.head_start.store(budget.head_start, Ordering::Relaxed);
         }
         let budget = spinning.supervisor(may_spin);
         // The line is written in one go, last of all: between two stores the spinning stub would steal it. For the same
@@ -113,6 +114,11 @@ impl<'a> HandOff<'a> {
         fence(Ordering::SeqCst);
         if sysmsg.stub_sleeps.load(Ordering::SeqCst) != 0 {
             sys::futex_wake_shared(&sysmsg.line.state);
+        }
+        if budget != 0 {
+            for _ in 0..spinning.supervisor_head_start() {
+                std::hint::spin_loop();
+            }
         }
         for _ in 0..budget {
             let state = sysmsg.line.state.load(Ordering::Acquire);

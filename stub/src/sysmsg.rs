@@ -111,7 +111,10 @@ pub struct Sysmsg {
     pub sleep_timeout: Timespec,
     /// When a futex wait that the stub executes for its guest ends. Written by the supervisor.
     pub deadline: Timespec,
-    _pad0: [u64; 3],
+    /// How many `pause`s the syshandler lets pass between publishing an event and its first look for the reply. Written
+    /// by the supervisor.
+    pub head_start: AtomicU32,
+    _pad0: [u32; 5],
     /// Not 0 while the stub sleeps on `line.state`: the supervisor wakes it. Written by the stub.
     pub stub_sleeps: AtomicU32,
     _pad1: [u32; 15],

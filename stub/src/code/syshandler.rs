@@ -75,6 +75,15 @@ pub unsafe extern "C" fn syshandler() {
         "lock or dword ptr gs:[{saved_nr}], 0",
         "cmp dword ptr gs:[{supervisor_sleeps}], 0",
         "jne 50f",
+        // ---- Leave the line alone while the supervisor fetches it and answers: a look in between would take it away
+        // from under its stores.
+        "mov ecx, dword ptr gs:[{head_start}]",
+        "jmp 26f",
+        "25:",
+        "pause",
+        "26:",
+        "sub ecx, 1",
+        "jnc 25b",
         // ---- Spin.
         "21:",
         "mov ecx, dword ptr gs:[{spin}]",
@@ -346,6 +355,7 @@ pub unsafe extern "C" fn syshandler() {
         answered = const offset_of!(Sysmsg, answered),
         supervisor_sleeps = const offset_of!(Sysmsg, supervisor_sleeps),
         stub_sleeps = const offset_of!(Sysmsg, stub_sleeps),
+        head_start = const offset_of!(Sysmsg, head_start),
         spin = const offset_of!(Sysmsg, spin),
         timeout = const offset_of!(Sysmsg, sleep_timeout),
         fs_base = const offset_of!(Sysmsg, fs_base),
