@@ -78,6 +78,11 @@ impl FdTable {
         i32::try_from(index).map_err(|_| Errno::EMFILE)
     }
 
+    /// Whether one more descriptor would get a number.
+    pub(crate) fn has_room(&self) -> bool {
+        self.first_free < self.limit
+    }
+
     /// Gives the file the lowest free number.
     pub(crate) fn insert(&mut self, file: Arc<File>, cloexec: bool) -> Result<i32, Errno> {
         if self.limit == 0 {

@@ -2,8 +2,10 @@
 
 use super::errno::Errno;
 use super::host;
+use super::socket::Socket;
 use super::syscalls::Epoll;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// The type of a file, as far as reads, writes and waits treat types differently.
@@ -15,8 +17,17 @@ pub(crate) enum FileType {
     Directory,
     /// A device that is always ready (`/dev/null`, `/dev/zero`, `/dev/urandom`).
     ReadyDevice,
-    /// A pipe, terminal, socket, eventfd and the like: may block, may be short.
+    /// A pipe, terminal, eventfd and the like: may block, may be short.
     Stream,
+    /// A socket.
+    Socket,
+}
+
+impl FileType {
+    /// Whether a transfer may wait for somebody.
+    pub(crate) fn may_wait(self) -> bool {
+        matches!(self, FileType::Stream | FileType::Socket)
+    }
 }
 
 /// A directory of the guest's descriptors, whose entries the sentry makes up; the host file behind it only answers
@@ -74,22 +85,66 @@ pub(crate) struct File {
     file_type: OnceLock<FileType>,
     directory: Option<VirtualDirectory>,
     epoll: Option<Epoll>,
+    socket: OnceLock<Socket>,
+    /// The host cannot read or write it without waiting (`RWF_NOWAIT`): it has to be polled.
+    needs_poll: AtomicBool,
 }
 
 impl File {
     pub(crate) fn new(host: OwnedFd) -> Self {
-        Self { host, file_type: OnceLock::new(), directory: None, epoll: None }
+        Self {
+            host,
+            file_type: OnceLock::new(),
+            directory: None,
+            epoll: None,
+            socket: OnceLock::new(),
+            needs_poll: AtomicBool::new(false),
+        }
+    }
+
+    /// A socket of which all is known.
+    pub(crate) fn socket(host: OwnedFd, socket: Socket) -> Self {
+        let (file_type, socket) = (OnceLock::from(FileType::Socket), OnceLock::from(socket));
+        Self { file_type, socket, ..Self::new(host) }
+    }
+
+    /// What is known of a socket; `ENOTSOCK` for other files.
+    pub(crate) fn as_socket(&self) -> Result<&Socket, Errno> {
+        if self.file_type() != FileType::Socket {
+            return Err(Errno::ENOTSOCK);
+        }
+        Ok(self.socket.get_or_init(|| Socket::of_host(self.host.as_fd())))
+    }
+
+    /// Whether the host knows it as the guest does; others (epoll instances, directories of the sentry's own) have
+    /// a part that only the sentry knows.
+    pub(crate) fn is_of_host(&self) -> bool {
+        self.directory.is_none() && self.epoll.is_none()
+    }
+
+    /// `O_NONBLOCK`, which the host keeps.
+    pub(crate) fn is_nonblocking(&self) -> bool {
+        host::fcntl(self.as_fd(), libc::F_GETFL, 0).is_ok_and(|flags| flags as i32 & libc::O_NONBLOCK != 0)
+    }
+
+    pub(crate) fn needs_poll(&self) -> bool {
+        self.needs_poll.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_needs_poll(&self) {
+        self.needs_poll.store(true, Ordering::Relaxed);
     }
 
     /// A directory of the sentry's own.
     pub(crate) fn virtual_directory(host: OwnedFd, directory: VirtualDirectory) -> Self {
-        Self { host, file_type: OnceLock::from(FileType::Directory), directory: Some(directory), epoll: None }
+        let file_type = OnceLock::from(FileType::Directory);
+        Self { file_type, directory: Some(directory), ..Self::new(host) }
     }
 
     /// An epoll instance.
     pub(crate) fn epoll(host: OwnedFd) -> Self {
         let epoll = Some(Epoll::default());
-        Self { host, file_type: OnceLock::from(FileType::Stream), directory: None, epoll }
+        Self { file_type: OnceLock::from(FileType::Stream), epoll, ..Self::new(host) }
     }
 
     /// What an epoll instance watches; `None` for other files.
@@ -112,6 +167,7 @@ impl File {
             match stat.mode() & libc::S_IFMT {
                 libc::S_IFREG | libc::S_IFBLK => FileType::Regular,
                 libc::S_IFDIR => FileType::Directory,
+                libc::S_IFSOCK => FileType::Socket,
                 // Major 1 holds the memory devices; kmsg (11) is the one among them that blocks.
                 libc::S_IFCHR if libc::major(stat.rdev()) == 1 && libc::minor(stat.rdev()) != 11 => {
                     FileType::ReadyDevice

@@ -22,10 +22,12 @@ mod limits;
 mod loader;
 mod memory;
 mod observe;
+mod passed_files;
 mod process;
 mod procfs;
 mod run;
 mod signals;
+mod socket;
 mod syscalls;
 mod task;
 

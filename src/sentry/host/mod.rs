@@ -14,12 +14,16 @@
 
 mod calls;
 mod interruptible;
+mod nowait;
 mod process;
+mod sockets;
 mod words;
 
 pub(crate) use calls::*;
 pub(crate) use interruptible::{Attention, install_kick_handler, kick};
+pub(crate) use nowait::{read_now, write_now};
 pub(crate) use process::*;
+pub(crate) use sockets::*;
 pub(crate) use words::{wait_word, wake_word};
 
 use super::errno::Errno;

@@ -13,7 +13,9 @@ pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
 
 use super::futex::FutexTable;
 use super::observe::{Counts, TraceOutput};
+use super::passed_files::PassedFiles;
 use super::process::lock;
+use super::socket::UnixSockets;
 use super::task::ExitStatus;
 use crate::{SwitchError, Systrap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -29,6 +31,8 @@ pub(crate) struct Kernel {
     tree: Mutex<Tree>,
     pub(crate) workers: Workers,
     pub(crate) futexes: FutexTable,
+    pub(crate) unix_sockets: UnixSockets,
+    pub(crate) passed_files: PassedFiles,
     pub(crate) counts: Mutex<Counts>,
     pub(crate) trace: Option<Arc<TraceOutput>>,
     end: Mutex<End>,
@@ -55,6 +59,8 @@ impl Kernel {
             tree: Mutex::new(Tree::new(first_pid)),
             workers: Workers::default(),
             futexes: FutexTable::default(),
+            unix_sockets: UnixSockets::default(),
+            passed_files: PassedFiles::default(),
             counts: Mutex::default(),
             trace,
             end: Mutex::default(),

@@ -2,8 +2,8 @@
 
 use super::args::*;
 use super::{
-    clone, descriptor, epoll, futex, identity, ioctl, kill, memory, open, path, poll, process, read_write,
-    signal, stat, syscall_table, system, time, wait, xattr,
+    clone, descriptor, epoll, futex, identity, inotify, ioctl, kill, memory, open, path, poll, process,
+    read_write, signal, socket, stat, syscall_table, system, time, wait, xattr,
 };
 use crate::GuestAddr;
 
@@ -47,6 +47,22 @@ syscall_table! {
     39 getpid() => identity::getpid;
     40 sendfile(out: Fd, input: Fd, offset: GuestAddr, count: usize) => read_write::sendfile;
     59 execve(path: Path, argv: GuestAddr, envp: GuestAddr) => process::execve;
+    41 socket(domain: i32, kind: i32, protocol: i32) => socket::socket;
+    42 connect(fd: Fd, addr: GuestAddr, len: i32) => socket::connect;
+    43 accept(fd: Fd, addr: GuestAddr, len: GuestAddr) => socket::accept;
+    44 sendto(fd: Fd, buf: InBytes, len: usize, flags: i32, addr: GuestAddr, addr_len: i32) => socket::sendto;
+    45 recvfrom(fd: Fd, buf: OutBytes, len: usize, flags: i32, addr: GuestAddr, addr_len: GuestAddr)
+        => socket::recvfrom;
+    46 sendmsg(fd: Fd, message: GuestAddr, flags: i32) => socket::sendmsg;
+    47 recvmsg(fd: Fd, message: GuestAddr, flags: i32) => socket::recvmsg;
+    48 shutdown(fd: Fd, how: i32) => socket::shutdown;
+    49 bind(fd: Fd, addr: GuestAddr, len: i32) => socket::bind;
+    50 listen(fd: Fd, backlog: i32) => socket::listen;
+    51 getsockname(fd: Fd, addr: GuestAddr, len: GuestAddr) => socket::getsockname;
+    52 getpeername(fd: Fd, addr: GuestAddr, len: GuestAddr) => socket::getpeername;
+    53 socketpair(domain: i32, kind: i32, protocol: i32, fds: OutFdPair) => socket::socketpair;
+    54 setsockopt(fd: Fd, level: i32, name: i32, value: GuestAddr, len: i32) => socket::setsockopt;
+    55 getsockopt(fd: Fd, level: i32, name: i32, value: GuestAddr, len: GuestAddr) => socket::getsockopt;
     56 clone(flags: Hex, stack: GuestAddr, parent_tid: GuestAddr, child_tid: GuestAddr, tls: Hex) => clone::clone;
     57 fork() => clone::fork;
     58 vfork() => clone::vfork;
@@ -164,6 +180,9 @@ syscall_table! {
     235 utimes(path: Path, times: GuestAddr) => path::utimes;
     247 waitid(kind: i32, id: i32, info: GuestAddr, options: WaitOptions, usage: GuestAddr) => wait::waitid;
     252 ioprio_get(which: i32, who: i32) => system::ioprio_get;
+    253 inotify_init() => inotify::inotify_init;
+    254 inotify_add_watch(fd: Fd, path: Path, mask: u32) => inotify::inotify_add_watch;
+    255 inotify_rm_watch(fd: Fd, watch: i32) => inotify::inotify_rm_watch;
     257 openat(dir: DirFd, path: Path, flags: OpenFlags, mode: Mode) => open::openat;
     258 mkdirat(dir: DirFd, path: Path, mode: Mode) => path::mkdirat;
     259 mknodat(dir: DirFd, path: Path, mode: Mode, device: u32) => path::mknodat;
@@ -192,15 +211,20 @@ syscall_table! {
         => epoll::epoll_pwait;
     284 eventfd(initial: u32) => open::eventfd;
     285 fallocate(fd: Fd, mode: i32, offset: i64, length: i64) => descriptor::fallocate;
+    288 accept4(fd: Fd, addr: GuestAddr, len: GuestAddr, flags: i32) => socket::accept4;
     290 eventfd2(initial: u32, flags: i32) => open::eventfd2;
     291 epoll_create1(flags: OpenFlags) => epoll::epoll_create1;
     292 dup3(old: Fd, new: Fd, flags: OpenFlags) => descriptor::dup3;
     293 pipe2(fds: OutFdPair, flags: OpenFlags) => open::pipe2;
+    294 inotify_init1(flags: OpenFlags) => inotify::inotify_init1;
     295 preadv(fd: Fd, iov: OutIovecs, count: usize, offset: i64) => read_write::preadv;
     296 pwritev(fd: Fd, iov: InIovecs, count: usize, offset: i64) => read_write::pwritev;
     297 rt_tgsigqueueinfo(tgid: i32, tid: i32, signo: Signo, info: GuestAddr) => kill::rt_tgsigqueueinfo;
+    299 recvmmsg(fd: Fd, messages: GuestAddr, count: u32, flags: i32, timeout: GuestAddr) => socket::recvmmsg;
+    300 fanotify_init(flags: u32, event_flags: u32) => inotify::fanotify_init;
     302 prlimit64(pid: i32, which: Resource, new: GuestAddr, old: GuestAddr) => system::prlimit64;
     306 syncfs(fd: Fd) => descriptor::syncfs;
+    307 sendmmsg(fd: Fd, messages: GuestAddr, count: u32, flags: i32) => socket::sendmmsg;
     309 getcpu(cpu: GuestAddr, node: GuestAddr, cache: GuestAddr) => system::getcpu;
     316 renameat2(old: DirFd, from: Path, new: DirFd, to: Path, flags: u32) => path::renameat2;
     318 getrandom(buf: OutBytes, count: usize, flags: RandomFlags) => system::getrandom;

@@ -1,6 +1,6 @@
 //! Bytes between files and guest memory: the common part of read, write and their vectored kin.
 
-use super::SysResult;
+use super::{SysResult, socket, stream};
 use crate::GuestAddr;
 use crate::sentry::abi::{Iovec, MAX_RW_COUNT};
 use crate::sentry::errno::Errno;
@@ -12,7 +12,7 @@ use crate::sentry::task::Task;
 use std::os::fd::AsFd as _;
 
 /// Bytes that go through the task's buffer at a time. A multiple of a pipe's atomic size.
-const CHUNK: usize = 256 << 10;
+pub(super) const CHUNK: usize = 256 << 10;
 
 /// The guest buffers of one call, and how far they have been used.
 pub(super) struct Segments {
@@ -56,7 +56,7 @@ impl Segments {
     }
 
     /// Copies to the guest; returns how much arrived before a bad address.
-    fn copy_out(&mut self, memory: &dyn GuestMemory, bytes: &[u8]) -> usize {
+    pub(super) fn copy_out(&mut self, memory: &dyn GuestMemory, bytes: &[u8]) -> usize {
         let mut done = 0;
         while let Some((addr, len)) = (done < bytes.len()).then(|| self.next(bytes.len() - done)).flatten() {
             match memory.write(addr, &bytes[done..done + len]) {
@@ -68,7 +68,7 @@ impl Segments {
     }
 
     /// Copies from the guest; returns how much arrived before a bad address.
-    fn copy_in(&mut self, memory: &dyn GuestMemory, bytes: &mut [u8]) -> usize {
+    pub(super) fn copy_in(&mut self, memory: &dyn GuestMemory, bytes: &mut [u8]) -> usize {
         let mut done = 0;
         while let Some((addr, len)) = (done < bytes.len()).then(|| self.next(bytes.len() - done)).flatten() {
             match memory.read(addr, &mut bytes[done..done + len]) {
@@ -81,7 +81,7 @@ impl Segments {
 }
 
 /// Takes the task's buffer, grown to hold `len` bytes. The caller puts it back.
-fn take_buffer(task: &mut Task, len: usize) -> Vec<u8> {
+pub(super) fn take_buffer(task: &mut Task, len: usize) -> Vec<u8> {
     let mut buffer = std::mem::take(&mut task.buffer);
     if buffer.len() < len {
         buffer.resize(len, 0);
@@ -93,6 +93,9 @@ fn take_buffer(task: &mut Task, len: usize) -> Vec<u8> {
 pub(super) fn read(task: &mut Task, file: &File, segments: Segments, offset: Option<i64>) -> SysResult {
     if offset.is_some_and(|offset| offset < 0) {
         return Err(Errno::EINVAL);
+    }
+    if offset.is_none() && file.file_type() == FileType::Socket {
+        return socket::read(task, file, segments);
     }
     let mut buffer = take_buffer(task, segments.left().min(CHUNK));
     let result = read_through(task, file, segments, offset, &mut buffer);
@@ -110,15 +113,13 @@ fn read_through(
     // A stream gives what it has; only files of which there is always more are read on.
     let whole =
         segments.left() > CHUNK && matches!(file.file_type(), FileType::Regular | FileType::ReadyDevice);
-    let waits = offset.is_none() && Task::may_wait(file, libc::POLLIN);
     let mut total = 0_usize;
     loop {
         let part = &mut buffer[..segments.left().min(CHUNK)];
         let wanted = part.len();
         let result = match offset {
             Some(offset) => host::pread64(file.as_fd(), part, offset.saturating_add(total as i64)),
-            None if waits => task.wait(|_, attention| host::wait_read(attention, file.as_fd(), part)),
-            None => host::read(file.as_fd(), part),
+            None => stream::read(task, file, part),
         };
         let len = match result {
             Ok(len) => len,
@@ -149,6 +150,9 @@ pub(super) fn write(task: &mut Task, file: &File, segments: Segments, offset: Op
     if offset.is_some_and(|offset| offset < 0) {
         return Err(Errno::EINVAL);
     }
+    if offset.is_none() && file.file_type() == FileType::Socket {
+        return socket::write(task, file, segments);
+    }
     let mut buffer = take_buffer(task, segments.left().min(CHUNK));
     let result = write_through(task, file, segments, offset, &mut buffer);
     task.buffer = buffer;
@@ -178,10 +182,7 @@ fn write_through(
             let part = &buffer[written..copied];
             let result = match offset {
                 Some(offset) => host::pwrite64(file.as_fd(), part, offset.saturating_add(total as i64)),
-                None if Task::may_wait(file, libc::POLLOUT) || part.len() > libc::PIPE_BUF => {
-                    wait_write(task, file, part)
-                }
-                None => host::write(file.as_fd(), part),
+                None => stream::write(task, file, part),
             };
             match result {
                 Ok(len) => {
@@ -210,12 +211,4 @@ fn write_through(
             return Ok(total as i64);
         }
     }
-}
-
-/// A write that may wait for room. A write that was interrupted half way has written something and returns that.
-fn wait_write(task: &mut Task, file: &File, part: &[u8]) -> Result<usize, Errno> {
-    if file.file_type() != FileType::Stream {
-        return host::write(file.as_fd(), part);
-    }
-    task.wait(|_, attention| host::wait_write(attention, file.as_fd(), part))
 }
