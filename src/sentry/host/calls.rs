@@ -150,6 +150,10 @@ host_calls! {
     sendto(fd: Fd<'_>, data: &[u8], flags: i32, address: Option<&[u8]>) = SYS_sendto;
     recvfrom(fd: Fd<'_>, data: &mut [u8], flags: i32, address: Option<&mut AddressBuffer>) = SYS_recvfrom;
 
+    // Message queues.
+    mq_unlink(name: &CStr) = SYS_mq_unlink;
+    mq_getsetattr(fd: Fd<'_>, new: Option<&[u8; 64]>, old: Option<&mut [u8; 64]>) = SYS_mq_getsetattr;
+
     // Watches of files.
     inotify_add_watch(fd: Fd<'_>, path: &CStr, mask: u32) = SYS_inotify_add_watch;
     inotify_rm_watch(fd: Fd<'_>, watch: i32) = SYS_inotify_rm_watch;
@@ -161,6 +165,10 @@ waiting_calls! {
     wait_sendto(fd: Fd<'_>, data: &[u8], flags: i32, address: Option<&[u8]>) = SYS_sendto;
     wait_recvfrom(fd: Fd<'_>, data: &mut [u8], flags: i32, address: Option<&mut AddressBuffer>) = SYS_recvfrom;
     wait_connect(fd: Fd<'_>, address: &[u8]) = SYS_connect;
+    wait_mq_timedsend(fd: Fd<'_>, message: &[u8], priority: u32, timeout: Option<&[u8; 16]>) = SYS_mq_timedsend;
+    wait_mq_timedreceive(
+        fd: Fd<'_>, message: &mut [u8], priority: &mut [u32; 1], timeout: Option<&[u8; 16]>,
+    ) = SYS_mq_timedreceive;
     wait_accept4_number(fd: Fd<'_>, address: Option<&mut AddressBuffer>, flags: i32) = SYS_accept4;
     wait_ppoll(fds: &mut [libc::pollfd], timeout: Option<&mut [u8; 16]>, mask: usize) = SYS_ppoll;
     wait_epoll(epoll: Fd<'_>, events: Events<'_>, timeout: Option<&[u8; 16]>, mask: usize) = SYS_epoll_pwait2;
@@ -224,6 +232,7 @@ opening_calls! {
     epoll_create1(flags: i32) = SYS_epoll_create1;
     memfd_create(name: &CStr, flags: u32) = SYS_memfd_create;
     socket(domain: i32, kind: i32, protocol: i32) = SYS_socket;
+    mq_open(name: &CStr, flags: i32, mode: u32, attributes: Option<&[u8; 64]>) = SYS_mq_open;
     inotify_init1(flags: i32) = SYS_inotify_init1;
 }
 

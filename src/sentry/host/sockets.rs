@@ -251,6 +251,31 @@ pub(crate) fn attach_filter(fd: BorrowedFd<'_>, option: i32, program: &[u8]) -> 
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error().into()) }
 }
 
+/// `SIOCGIFCONF`: how many bytes the whole list has, and those of them that are at most 64 KiB.
+pub(crate) fn interfaces(fd: BorrowedFd<'_>) -> Result<(usize, Vec<u8>), Errno> {
+    /// `struct ifconf`: room for the list, which the call sets to what it wrote, and where that goes.
+    #[repr(C)]
+    struct Request {
+        len: i32,
+        list: *mut u8,
+    }
+    const ROOM: usize = 64 << 10;
+    let ask = |list: *mut u8, len: usize| {
+        let mut request = Request { len: len as i32, list };
+        let mut words = Words::default();
+        fd.push_to(&mut words);
+        (libc::SIOCGIFCONF as u32).push_to(&mut words);
+        words.push((&raw mut request).expose_provenance());
+        // SAFETY: the request outlives the call and describes the list below, or none.
+        unsafe { raw(libc::SYS_ioctl, &words) }.map(|_| usize::try_from(request.len).unwrap_or(0))
+    };
+    let needed = ask(std::ptr::null_mut(), 0)?;
+    let mut list = vec![0; needed.min(ROOM)];
+    let filled = ask(list.as_mut_ptr(), list.len())?;
+    list.truncate(filled);
+    Ok((needed, list))
+}
+
 /// Whether two descriptors of this process mean the same open file; `false` where the host does not say.
 pub(crate) fn is_same_open_file(first: BorrowedFd<'_>, second: BorrowedFd<'_>) -> bool {
     const KCMP_FILE: i32 = 0;

@@ -16,6 +16,7 @@ use super::observe::{Counts, TraceOutput};
 use super::passed_files::PassedFiles;
 use super::process::lock;
 use super::socket::UnixSockets;
+use super::syscalls::Ipc;
 use super::task::ExitStatus;
 use crate::{SwitchError, Systrap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -31,6 +32,7 @@ pub(crate) struct Kernel {
     tree: Mutex<Tree>,
     pub(crate) workers: Workers,
     pub(crate) futexes: FutexTable,
+    pub(crate) ipc: Ipc,
     pub(crate) unix_sockets: UnixSockets,
     pub(crate) passed_files: PassedFiles,
     pub(crate) counts: Mutex<Counts>,
@@ -59,6 +61,7 @@ impl Kernel {
             tree: Mutex::new(Tree::new(first_pid)),
             workers: Workers::default(),
             futexes: FutexTable::default(),
+            ipc: Ipc::default(),
             unix_sockets: UnixSockets::default(),
             passed_files: PassedFiles::default(),
             counts: Mutex::default(),

@@ -11,9 +11,11 @@ mod futex;
 mod identity;
 mod inotify;
 mod ioctl;
+mod ipc;
 mod kill;
 mod locate;
 mod memory;
+mod mqueue;
 mod names;
 mod open;
 mod path;
@@ -32,6 +34,7 @@ mod wait;
 mod xattr;
 
 pub(crate) use epoll::Epoll;
+pub(crate) use ipc::Ipc;
 
 use super::errno::Errno;
 use super::task::{AfterCall, Task};

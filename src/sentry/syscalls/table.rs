@@ -2,8 +2,8 @@
 
 use super::args::*;
 use super::{
-    clone, descriptor, epoll, futex, identity, inotify, ioctl, kill, memory, open, path, poll, process,
-    read_write, signal, socket, stat, syscall_table, system, time, wait, xattr,
+    clone, descriptor, epoll, futex, identity, inotify, ioctl, ipc, kill, memory, mqueue, open, path, poll,
+    process, read_write, signal, socket, stat, syscall_table, system, time, wait, xattr,
 };
 use crate::GuestAddr;
 
@@ -37,6 +37,9 @@ syscall_table! {
     26 msync(addr: GuestAddr, len: u64, flags: SyncFlags) => memory::msync;
     27 mincore(addr: GuestAddr, len: u64, residency: GuestAddr) => memory::mincore;
     28 madvise(addr: GuestAddr, len: u64, advice: MemoryAdvice) => memory::madvise;
+    29 shmget(key: i32, size: u64, flags: i32) => ipc::shmget;
+    30 shmat(id: i32, addr: GuestAddr, flags: i32) => ipc::shmat;
+    31 shmctl(id: i32, command: i32, buf: GuestAddr) => ipc::shmctl;
     32 dup(fd: Fd) => descriptor::dup;
     33 dup2(old: Fd, new: Fd) => descriptor::dup2;
     34 pause() => signal::pause;
@@ -70,6 +73,14 @@ syscall_table! {
     61 wait4(pid: i32, status: GuestAddr, options: WaitOptions, usage: GuestAddr) => wait::wait4;
     62 kill(pid: i32, signo: Signo) => kill::kill;
     63 uname(buf: GuestAddr) => system::uname;
+    64 semget(key: i32, count: i32, flags: i32) => ipc::semget;
+    65 semop(id: i32, operations: GuestAddr, count: usize) => ipc::semop;
+    66 semctl(id: i32, number: i32, command: i32, argument: u64) => ipc::semctl;
+    67 shmdt(addr: GuestAddr) => ipc::shmdt;
+    68 msgget(key: i32, flags: i32) => ipc::msgget;
+    69 msgsnd(id: i32, message: GuestAddr, len: usize, flags: i32) => ipc::msgsnd;
+    70 msgrcv(id: i32, message: GuestAddr, len: usize, kind: i64, flags: i32) => ipc::msgrcv;
+    71 msgctl(id: i32, command: i32, buf: GuestAddr) => ipc::msgctl;
     72 fcntl(fd: Fd, command: FcntlCommand, arg: Hex) => descriptor::fcntl;
     73 flock(fd: Fd, operation: i32) => descriptor::flock;
     74 fsync(fd: Fd) => descriptor::fsync;
@@ -168,6 +179,7 @@ syscall_table! {
     213 epoll_create(size: i32) => epoll::epoll_create;
     217 getdents64(fd: Fd, buf: GuestAddr, size: u32) => stat::getdents64;
     218 set_tid_address(addr: GuestAddr) => process::set_tid_address;
+    220 semtimedop(id: i32, operations: GuestAddr, count: usize, timeout: GuestAddr) => ipc::semtimedop;
     221 fadvise64(fd: Fd, offset: i64, length: i64, advice: i32) => descriptor::fadvise64;
     227 clock_settime(clock: ClockId, time: InTimespec) => time::clock_settime;
     228 clock_gettime(clock: ClockId, time: OutTimespec) => time::clock_gettime;
@@ -178,6 +190,13 @@ syscall_table! {
     233 epoll_ctl(epoll: Fd, operation: i32, fd: Fd, event: GuestAddr) => epoll::epoll_ctl;
     234 tgkill(tgid: i32, tid: i32, signo: Signo) => kill::tgkill;
     235 utimes(path: Path, times: GuestAddr) => path::utimes;
+    240 mq_open(name: Path, flags: OpenFlags, mode: Mode, attributes: GuestAddr) => mqueue::mq_open;
+    241 mq_unlink(name: Path) => mqueue::mq_unlink;
+    242 mq_timedsend(fd: Fd, message: InBytes, len: usize, priority: u32, timeout: GuestAddr) => mqueue::mq_timedsend;
+    243 mq_timedreceive(fd: Fd, message: OutBytes, len: usize, priority: GuestAddr, timeout: GuestAddr)
+        => mqueue::mq_timedreceive;
+    244 mq_notify(fd: Fd, event: GuestAddr) => mqueue::mq_notify;
+    245 mq_getsetattr(fd: Fd, new: GuestAddr, old: GuestAddr) => mqueue::mq_getsetattr;
     247 waitid(kind: i32, id: i32, info: GuestAddr, options: WaitOptions, usage: GuestAddr) => wait::waitid;
     252 ioprio_get(which: i32, who: i32) => system::ioprio_get;
     253 inotify_init() => inotify::inotify_init;
