@@ -7,7 +7,6 @@ use super::host;
 use super::loader::{Image, LoadError, Program};
 use super::memory::{Layout, Mm};
 use super::process::ProgramInfo;
-use super::procfs;
 use super::signals::AltStack;
 use super::syscalls::args::Path;
 use super::task::{AfterCall, Task};
@@ -97,10 +96,13 @@ impl Task {
         let name = if by_descriptor {
             CString::new(self.file(dirfd)?.host_proc_path()).map_err(|_| Errno::EINVAL)?
         } else {
-            match procfs::recognise(path.0.as_bytes(), self.process.pid) {
-                Some(special) => self.host_path(special, true)?,
-                None => path.0.clone(),
-            }
+            path.0.clone()
+        };
+        let located = self.find(if by_descriptor { libc::AT_FDCWD } else { dirfd }, &name, true)?;
+        // Held until the program is open.
+        let (name, _held) = match located.host_path(self)? {
+            Some((path, held)) if !by_descriptor => (path, held),
+            _ => (name, None),
         };
         let directory = self.directory(if by_descriptor { libc::AT_FDCWD } else { dirfd })?;
         let (argv, envp) = (self.read_strings(argv)?, self.read_strings(envp)?);
@@ -132,8 +134,8 @@ impl Task {
         }
         self.signals.stack = AltStack::DISABLED;
         self.handle.set_name(program.command_name());
-        *self.process.program() =
-            ProgramInfo { executable: program.executable().to_owned(), image: started.image };
+        *self.process.program() = ProgramInfo::new(&program, started.image);
+        self.share_belongings();
         if let Some(node) = self.kernel().tree().node_mut(self.process.pid) {
             node.has_executed = true;
         }

@@ -1,9 +1,9 @@
 //! An open file of a guest (Linux's `struct file`): what descriptors refer to.
 
-use super::errno::Errno;
 use super::host;
+use super::procfs::ProcFile;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 /// The type of a file, as far as reads, writes and waits treat types differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,74 +18,27 @@ pub(crate) enum FileType {
     Stream,
 }
 
-/// A directory of the guest's descriptors, whose entries the sentry makes up; the host file behind it only answers
-/// `fstat`.
-#[derive(Debug)]
-pub(crate) struct VirtualDirectory {
-    /// Where the next read goes on: 0 and 1 are the dots, the descriptors follow with their numbers.
-    position: Mutex<u64>,
-    /// The path that stands for it, with which a relative path is completed.
-    pub(crate) path: &'static str,
-}
-
-impl VirtualDirectory {
-    pub(crate) fn new(path: &'static str) -> Self {
-        Self { position: Mutex::new(0), path }
-    }
-
-    /// `lseek` to the start.
-    pub(crate) fn rewind(&self) {
-        *self.position.lock().unwrap_or_else(PoisonError::into_inner) = 0;
-    }
-
-    /// Fills a buffer with `struct linux_dirent64` records; `EINVAL` if not even one fits.
-    pub(crate) fn read_entries(&self, descriptors: &[i32], buf: &mut [u8]) -> Result<usize, Errno> {
-        const NAME: usize = 19; // ino, off, reclen, type
-        let mut position = self.position.lock().unwrap_or_else(PoisonError::into_inner);
-        let dots = [(0, ".".to_owned(), libc::DT_DIR), (1, "..".to_owned(), libc::DT_DIR)];
-        let numbers = descriptors.iter().map(|fd| (*fd as u64 + 2, fd.to_string(), libc::DT_LNK));
-        let mut filled = 0;
-        for (at, name, kind) in dots.into_iter().chain(numbers) {
-            if at < *position {
-                continue;
-            }
-            let len = (NAME + name.len() + 1).next_multiple_of(8);
-            let Some(record) = buf.get_mut(filled..filled + len) else {
-                return if filled == 0 { Err(Errno::EINVAL) } else { Ok(filled) };
-            };
-            *position = at + 1;
-            record.fill(0);
-            record[..8].copy_from_slice(&(*position).to_ne_bytes()); // any inode number but zero
-            record[8..16].copy_from_slice(&(*position).to_ne_bytes());
-            record[16..18].copy_from_slice(&(len as u16).to_ne_bytes());
-            record[18] = kind;
-            record[NAME..NAME + name.len()].copy_from_slice(name.as_bytes());
-            filled += len;
-        }
-        Ok(filled)
-    }
-}
-
 /// An open file. Duplicated descriptors share it, and it closes with the last of them.
 #[derive(Debug)]
 pub(crate) struct File {
     host: OwnedFd,
     file_type: OnceLock<FileType>,
-    directory: Option<VirtualDirectory>,
+    /// What the sentry adds to a file of the guest's `/proc`.
+    proc: Option<Box<ProcFile>>,
 }
 
 impl File {
     pub(crate) fn new(host: OwnedFd) -> Self {
-        Self { host, file_type: OnceLock::new(), directory: None }
+        Self { host, file_type: OnceLock::new(), proc: None }
     }
 
-    /// A directory of the sentry's own.
-    pub(crate) fn virtual_directory(host: OwnedFd, directory: VirtualDirectory) -> Self {
-        Self { host, file_type: OnceLock::from(FileType::Directory), directory: Some(directory) }
+    /// A file of the guest's `/proc`.
+    pub(crate) fn of_proc(host: OwnedFd, proc: ProcFile) -> Self {
+        Self { proc: Some(Box::new(proc)), ..Self::new(host) }
     }
 
-    pub(crate) fn directory(&self) -> Option<&VirtualDirectory> {
-        self.directory.as_ref()
+    pub(crate) fn proc(&self) -> Option<&ProcFile> {
+        self.proc.as_deref()
     }
 
     /// The kind of file, asked of the host once.

@@ -153,9 +153,18 @@ waiting_calls! {
     ) = SYS_copy_file_range;
 }
 
-/// The processor time that the calling thread has used, in nanoseconds.
-pub(crate) fn thread_time_ns() -> u64 {
-    clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+/// The processor time that a thread of this process has used, in nanoseconds; 0 if there is none of that id.
+///
+/// `MAKE_THREAD_CPUCLOCK(tid, CPUCLOCK_SCHED)`, include/linux/posix-timers_types.h.
+pub(crate) fn thread_time_ns(tid: i32) -> u64 {
+    const PER_THREAD: i32 = 4;
+    const CPUCLOCK_SCHED: i32 = 2;
+    clock_ns(!tid << 3 | PER_THREAD | CPUCLOCK_SCHED)
+}
+
+/// Nanoseconds since the host started.
+pub(crate) fn boot_time_ns() -> u64 {
+    clock_ns(libc::CLOCK_BOOTTIME)
 }
 
 /// The processor time that a process has used, in nanoseconds; 0 if there is none of that id.

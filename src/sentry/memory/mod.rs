@@ -9,6 +9,7 @@ mod region;
 pub(crate) use calls::MapRequest;
 pub(crate) use layout::Layout;
 pub(crate) use map::MemoryMap;
+pub(crate) use proc_maps::AreaSizes;
 pub(crate) use region::{Backing, MappedFile, Region};
 
 use crate::sentry::errno::Errno;

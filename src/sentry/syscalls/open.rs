@@ -4,51 +4,60 @@ use super::SysResult;
 use super::args::{DirFd, Fd, Hex, Mode, OpenFlags, OutFdPair, Path};
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
-use crate::sentry::file::File;
+use crate::sentry::file::{File, StatView};
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
-use crate::sentry::procfs;
+use crate::sentry::procfs::{Node, ProcFile};
 use crate::sentry::task::Task;
 use std::ffi::CString;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 /// `open_how`, version 0.
 type OpenHow = [u64; 3];
 
+/// What is opened with one of these does not wait.
+const OPENED_AT_ONCE: i32 = libc::O_NONBLOCK | libc::O_DIRECTORY | libc::O_PATH;
+
 fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> SysResult {
     let cloexec = flags & libc::O_CLOEXEC != 0;
-    let completed = task.complete_path(dirfd, path);
-    let named = completed.as_deref().unwrap_or(path.as_c_str());
-    if let Some(special) = procfs::recognise(named.to_bytes(), task.process.pid)
-        && flags & libc::O_PATH == 0
-        && let Some(file) = task.open_special(special, flags)?
-    {
+    let mut located = task.locate(dirfd, path, flags & libc::O_NOFOLLOW == 0)?;
+    // What is known to be neither a FIFO nor a device is opened at once.
+    let at_once = flags & OPENED_AT_ONCE != 0 || located.node.is_some();
+    let at_once = at_once || {
+        let mut stat = [0; 144];
+        // One call of less than a microsecond against a wait that no signal could end.
+        let known = host::newfstatat(located.dir(), located.path(), &mut stat, 0).is_ok();
+        let stat = StatView(&stat);
+        if known && located.may_have_strayed(stat.device()) {
+            located = task.relocate(located)?;
+        }
+        !known || !matches!(stat.mode() & libc::S_IFMT, libc::S_IFIFO | libc::S_IFCHR)
+    };
+    if let Some(node) = located.node {
+        let file = task.open_node(node, flags)?;
         return task.files().insert(Arc::new(file), cloexec).map(i64::from);
     }
-    let located = task.locate(dirfd, path, flags & libc::O_NOFOLLOW == 0)?;
     let flags = flags | libc::O_CLOEXEC;
     let creates = flags & libc::O_CREAT != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE;
     let mode = if creates { mode & 0o7777 & !task.fs().umask } else { 0 };
-    // Only a FIFO or a device waits to be opened. O_NONBLOCK would tell, but changes the open file; what is known
-    // to be neither is opened at once.
-    let host = if flags & (libc::O_NONBLOCK | libc::O_DIRECTORY | libc::O_PATH) != 0 || !is_special(&located)
-    {
+    let host = if at_once {
         host::openat(located.dir(), located.path(), flags, mode)
     } else {
         task.wait(|_, attention| host::wait_open(attention, located.dir(), located.path(), flags, mode))
     }?;
+    if flags & OPENED_AT_ONCE != 0 {
+        let mut stat = [0; 144];
+        host::fstat(host.as_fd(), &mut stat)?;
+        if located.may_have_strayed(StatView(&stat).device()) {
+            located = task.relocate(located)?;
+            if let Some(node) = located.node {
+                let file = task.open_node(node, flags)?;
+                return task.files().insert(Arc::new(file), cloexec).map(i64::from);
+            }
+        }
+    }
     task.install(host, cloexec)
-}
-
-/// Whether the path names a FIFO or a character device, whose opening may wait.
-fn is_special(located: &super::locate::Located<'_>) -> bool {
-    let mut stat = [0; 144];
-    // Everything that is usually opened in great numbers lies in no special directory and is not stat'ed twice for
-    // nothing: one call of less than a microsecond against a wait that no signal could end.
-    host::newfstatat(located.dir(), located.path(), &mut stat, 0).is_ok_and(|_| {
-        let kind = crate::sentry::file::StatView(&stat).mode() & libc::S_IFMT;
-        kind == libc::S_IFIFO || kind == libc::S_IFCHR
-    })
 }
 
 pub(super) fn open(task: &mut Task, path: Path, flags: OpenFlags, mode: Mode) -> SysResult {
@@ -139,7 +148,7 @@ pub(super) fn chdir(task: &mut Task, path: Path) -> SysResult {
     let located = task.locate(libc::AT_FDCWD, &path, true)?;
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
     let directory = host::openat(located.dir(), located.path(), flags, 0)?;
-    change_directory(task, directory)
+    change_directory(task, directory, located.node)
 }
 
 pub(super) fn fchdir(task: &mut Task, fd: Fd) -> SysResult {
@@ -148,28 +157,36 @@ pub(super) fn fchdir(task: &mut Task, fd: Fd) -> SysResult {
     let path = CString::new(file.host_proc_path()).map_err(|_| Errno::EINVAL)?;
     // Through /proc so that the working directory is a description of its own.
     let directory = host::openat(task.directory(libc::AT_FDCWD)?.as_fd(), &path, flags, 0)?;
-    change_directory(task, directory)
+    change_directory(task, directory, file.proc().map(ProcFile::node))
 }
 
-fn change_directory(task: &mut Task, directory: std::os::fd::OwnedFd) -> SysResult {
-    use std::os::fd::AsFd as _;
+fn change_directory(task: &mut Task, directory: std::os::fd::OwnedFd, node: Option<Node>) -> SysResult {
     let by_descriptor = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
     host::faccessat2(directory.as_fd(), c"", libc::X_OK as u32, by_descriptor)?;
-    task.fs().cwd = Arc::new(directory);
+    let mut fs = task.fs();
+    fs.cwd = Arc::new(directory);
+    fs.proc_directory = node;
     Ok(0)
 }
 
 pub(super) fn getcwd(task: &mut Task, buf: super::args::OutBytes, size: usize) -> SysResult {
     use std::os::fd::AsRawFd as _;
     use std::os::unix::ffi::OsStrExt as _;
-    let directory = task.directory(libc::AT_FDCWD)?;
-    let mut stat = [0; 144];
-    host::newfstatat(directory.as_fd(), c"", &mut stat, libc::AT_EMPTY_PATH)?;
-    if crate::sentry::file::StatView(&stat).links() == 0 {
-        return Err(Errno::ENOENT);
-    }
-    let path = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()))?;
-    let bytes = [path.as_os_str().as_bytes(), b"\0"].concat();
+    let node = task.fs().proc_directory;
+    let path = match node {
+        Some(node) => node.path().into_bytes(),
+        None => {
+            let directory = task.directory(libc::AT_FDCWD)?;
+            let mut stat = [0; 144];
+            host::newfstatat(directory.as_fd(), c"", &mut stat, libc::AT_EMPTY_PATH)?;
+            if StatView(&stat).links() == 0 {
+                return Err(Errno::ENOENT);
+            }
+            let path = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()))?;
+            path.as_os_str().as_bytes().to_vec()
+        }
+    };
+    let bytes = [&path[..], b"\0"].concat();
     if bytes.len() > size {
         return Err(Errno::ERANGE);
     }

@@ -7,6 +7,7 @@ use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, FileType};
 use crate::sentry::guest_memory::{GuestMemory, GuestMemoryExt as _};
 use crate::sentry::host;
+use crate::sentry::procfs::Node;
 use crate::sentry::signals::SigInfo;
 use crate::sentry::task::Task;
 use std::os::fd::AsFd as _;
@@ -94,6 +95,7 @@ pub(super) fn read(task: &mut Task, file: &File, segments: Segments, offset: Opt
     if offset.is_some_and(|offset| offset < 0) {
         return Err(Errno::EINVAL);
     }
+    task.refresh(file, offset)?;
     let mut buffer = take_buffer(task, segments.left().min(CHUNK));
     let result = read_through(task, file, segments, offset, &mut buffer);
     task.buffer = buffer;
@@ -149,10 +151,25 @@ pub(super) fn write(task: &mut Task, file: &File, segments: Segments, offset: Op
     if offset.is_some_and(|offset| offset < 0) {
         return Err(Errno::EINVAL);
     }
+    if let Some(proc) = file.proc().filter(|proc| proc.is_text()) {
+        return write_to_proc(task, file, proc.node(), segments);
+    }
     let mut buffer = take_buffer(task, segments.left().min(CHUNK));
     let result = write_through(task, file, segments, offset, &mut buffer);
     task.buffer = buffer;
     result
+}
+
+/// Writes to a file of the guest's `/proc`, of which the first page is as much as any takes.
+fn write_to_proc(task: &mut Task, file: &File, node: Node, mut segments: Segments) -> SysResult {
+    // Nothing: the host says whether the descriptor is open for writing.
+    host::write(file.as_fd(), &[][..])?;
+    let mut bytes = vec![0; segments.left().min(crate::PAGE_SIZE as usize)];
+    let copied = segments.copy_in(task.memory(), &mut bytes);
+    if copied < bytes.len() {
+        return Err(Errno::EFAULT);
+    }
+    task.write_text(node, &bytes).map(|taken| taken as i64)
 }
 
 fn write_through(

@@ -194,7 +194,9 @@ impl Task {
         };
         let limits = self.process.limits().clone();
         let program = self.process.program().clone();
-        Process::new(Arc::clone(self.kernel()), pid, actions, limits, program)
+        let process = Process::new(Arc::clone(self.kernel()), pid, actions, limits, program);
+        process.copy_oom_score_adj(&self.process);
+        process
     }
 
     /// Waits until the child of a `vfork` lets go of the memory. Only the process's end ends it earlier.

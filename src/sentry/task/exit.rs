@@ -3,7 +3,6 @@
 use super::Task;
 use crate::GuestAddr;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
-use crate::sentry::host;
 use crate::sentry::kernel::tree::Usage;
 use crate::sentry::process::lock;
 use crate::sentry::signals::signal_name;
@@ -13,7 +12,7 @@ use std::sync::Arc;
 impl Task {
     /// Runs the task in the calling thread until it has ended, and clears up after it.
     pub(crate) fn run_to_end(mut self) {
-        self.used_before_ns = host::thread_time_ns();
+        self.handle.start_serving();
         self.handle.attach(self.context.interrupter());
         let status = match self.run() {
             Ok(status) => status,
@@ -40,7 +39,7 @@ impl Task {
         self.context.count_answers();
         let kernel = Arc::clone(self.kernel());
         lock(&kernel.counts).absorb(&self.observer.counts);
-        let own_ns = host::thread_time_ns().saturating_sub(self.used_before_ns);
+        let own_ns = self.handle.serving_ns();
         let usage = self.process.add_usage(Usage { system_ns: own_ns, ..Usage::default() });
         let usage = match Arc::strong_count(&self.mm) {
             // Nobody else runs in that memory: what its stub process has used is this process's.

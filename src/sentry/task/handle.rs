@@ -1,11 +1,14 @@
 //! What others may touch of a task: its signal queue, its mask, and the ways to make it look.
 
 use crate::Interrupter;
+use crate::sentry::fd_table::FdTable;
+use crate::sentry::fs_context::FsContext;
 use crate::sentry::host::{self, Attention};
+use crate::sentry::memory::Mm;
 use crate::sentry::process::Process;
 use crate::sentry::signals::{Pending, SigInfo, SignalSet};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The shared part of a task.
 ///
@@ -35,7 +38,25 @@ pub(crate) struct TaskHandle {
     name: Mutex<[u8; 16]>,
     /// It has to end, because its process ends or another thread executes a program.
     doomed: AtomicBool,
+    belongings: Mutex<Belongings>,
+    /// When the thread was made, in nanoseconds since the host started.
+    pub(crate) started_ns: u64,
+    /// What the thread of the supervisor had used before it ran this task.
+    used_before_ns: AtomicU64,
+    /// `PR_SET_TIMERSLACK`.
+    pub(crate) timer_slack_ns: AtomicU64,
 }
+
+/// What the task shares with others, for `/proc`: only as long as the task, or another, has it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Belongings {
+    pub(crate) mm: Weak<Mm>,
+    pub(crate) files: Weak<Mutex<FdTable>>,
+    pub(crate) fs: Weak<Mutex<FsContext>>,
+}
+
+/// The timer slack that a thread starts with.
+pub(crate) const DEFAULT_TIMER_SLACK_NS: u64 = 50_000;
 
 /// Where a task is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +72,9 @@ pub(crate) enum Place {
 
 impl TaskHandle {
     pub(crate) fn new(tid: i32, process: Arc<Process>, mask: SignalSet, name: [u8; 16]) -> Self {
+        if tid == process.pid {
+            process.remember_name(name);
+        }
         Self {
             tid: AtomicI32::new(tid),
             process,
@@ -64,6 +88,10 @@ impl TaskHandle {
             pending: Mutex::default(),
             name: Mutex::new(name),
             doomed: AtomicBool::new(false),
+            belongings: Mutex::default(),
+            started_ns: host::boot_time_ns(),
+            used_before_ns: AtomicU64::new(0),
+            timer_slack_ns: AtomicU64::new(DEFAULT_TIMER_SLACK_NS),
         }
     }
 
@@ -119,6 +147,28 @@ impl TaskHandle {
             *to = *from;
         }
         *self.name.lock().unwrap_or_else(PoisonError::into_inner) = name;
+        if self.tid() == self.process.pid {
+            self.process.remember_name(name);
+        }
+    }
+
+    pub(crate) fn belongings(&self) -> Belongings {
+        self.belongings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_belongings(&self, belongings: Belongings) {
+        *self.belongings.lock().unwrap_or_else(PoisonError::into_inner) = belongings;
+    }
+
+    /// The calling thread, which may have run another task before, runs this one from now on.
+    pub(super) fn start_serving(&self) {
+        self.used_before_ns.store(host::thread_time_ns(host::gettid()), Ordering::Relaxed);
+    }
+
+    /// The processor time that the supervisor has used for this task, in nanoseconds.
+    pub(crate) fn serving_ns(&self) -> u64 {
+        let used_before_ns = self.used_before_ns.load(Ordering::Relaxed);
+        host::thread_time_ns(self.host_tid()).saturating_sub(used_before_ns)
     }
 
     /// Tells the task to end instead of going back to the guest.

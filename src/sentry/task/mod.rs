@@ -7,7 +7,7 @@ mod waiting;
 
 use clone::VforkGate;
 pub(crate) use clone::{CLONE_NEWTIME, CloneRequest, NAMESPACES};
-pub(crate) use handle::TaskHandle;
+pub(crate) use handle::{Belongings, DEFAULT_TIMER_SLACK_NS, Place, TaskHandle};
 pub(crate) use waiting::Parked;
 
 use super::errno::Errno;
@@ -77,8 +77,6 @@ pub(crate) struct Task {
     pub(crate) robust_list: u64,
     /// The parent of a `vfork` waits behind it until this task executes a program or ends.
     vfork_gate: Option<VforkGate>,
-    /// What the thread that runs the task had used before.
-    used_before_ns: u64,
 }
 
 /// What a task is made of, apart from what it always starts with.
@@ -113,7 +111,7 @@ impl Task {
     pub(crate) fn new(parts: TaskParts) -> Self {
         let TaskParts { context, mm, handle, files, fs, signals, observer } = parts;
         let process = Arc::clone(&handle.process);
-        Self {
+        let task = Self {
             context,
             mm,
             process,
@@ -128,8 +126,18 @@ impl Task {
             clear_child_tid: 0,
             robust_list: 0,
             vfork_gate: None,
-            used_before_ns: 0,
-        }
+        };
+        task.share_belongings();
+        task
+    }
+
+    /// Shows `/proc` what the task has.
+    pub(crate) fn share_belongings(&self) {
+        self.handle.set_belongings(Belongings {
+            mm: Arc::downgrade(&self.mm),
+            files: Arc::downgrade(&self.files),
+            fs: Arc::downgrade(&self.fs),
+        });
     }
 
     pub(crate) fn kernel(&self) -> &Arc<Kernel> {
@@ -156,6 +164,7 @@ impl Task {
         if Arc::strong_count(&self.files) > 1 {
             let copy = self.files().clone();
             self.files = Arc::new(Mutex::new(copy));
+            self.share_belongings();
         }
     }
 
@@ -164,6 +173,7 @@ impl Task {
         if Arc::strong_count(&self.fs) > 1 {
             let copy = self.fs().clone();
             self.fs = Arc::new(Mutex::new(copy));
+            self.share_belongings();
         }
     }
 
