@@ -5,8 +5,6 @@ use crate::sentry::errno::Errno;
 
 /// The most links that one path follows (`MAXSYMLINKS`).
 const MOST_LINKS: usize = 40;
-/// `NAME_MAX`.
-const LONGEST_NAME: usize = 255;
 
 /// Whose a process id is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,9 +71,6 @@ pub(crate) fn walk<W: World>(
         }
         let end = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
         let (name, remainder) = rest.split_at(end);
-        if name.len() > LONGEST_NAME {
-            return Err(Errno::ENAMETOOLONG);
-        }
         rest = remainder;
         at = match name {
             b"." => at,

@@ -2,6 +2,7 @@
 
 use super::SysResult;
 use super::args::{DirFd, Fd, Hex, Mode, OpenFlags, OutFdPair, Path};
+use super::locate::Located;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, StatView};
@@ -10,7 +11,7 @@ use crate::sentry::host;
 use crate::sentry::procfs::{Node, ProcFile};
 use crate::sentry::task::Task;
 use std::ffi::CString;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 /// `open_how`, version 0.
@@ -46,18 +47,21 @@ fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> S
     } else {
         task.wait(|_, attention| host::wait_open(attention, located.dir(), located.path(), flags, mode))
     }?;
-    if flags & OPENED_AT_ONCE != 0 {
-        let mut stat = [0; 144];
-        host::fstat(host.as_fd(), &mut stat)?;
-        if located.may_have_strayed(StatView(&stat).device()) {
-            located = task.relocate(located)?;
-            if let Some(node) = located.node {
-                let file = task.open_node(node, flags)?;
-                return task.files().insert(Arc::new(file), cloexec).map(i64::from);
-            }
+    if flags & OPENED_AT_ONCE != 0 && has_strayed(&located, &host)? {
+        located = task.relocate(located)?;
+        if let Some(node) = located.node {
+            let file = task.open_node(node, flags)?;
+            return task.files().insert(Arc::new(file), cloexec).map(i64::from);
         }
     }
     task.install(host, cloexec)
+}
+
+/// Whether symbolic links have led into the host's `/proc`.
+fn has_strayed(located: &Located<'_>, opened: &OwnedFd) -> Result<bool, Errno> {
+    let mut stat = [0; 144];
+    host::fstat(opened.as_fd(), &mut stat)?;
+    Ok(located.may_have_strayed(StatView(&stat).device()))
 }
 
 pub(super) fn open(task: &mut Task, path: Path, flags: OpenFlags, mode: Mode) -> SysResult {
@@ -145,9 +149,13 @@ pub(super) fn umask(task: &mut Task, mask: Mode) -> SysResult {
 }
 
 pub(super) fn chdir(task: &mut Task, path: Path) -> SysResult {
-    let located = task.locate(libc::AT_FDCWD, &path, true)?;
+    let mut located = task.locate(libc::AT_FDCWD, &path, true)?;
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    let directory = host::openat(located.dir(), located.path(), flags, 0)?;
+    let mut directory = host::openat(located.dir(), located.path(), flags, 0)?;
+    if has_strayed(&located, &directory)? {
+        located = task.relocate(located)?;
+        directory = host::openat(located.dir(), located.path(), flags, 0)?;
+    }
     change_directory(task, directory, located.node)
 }
 
@@ -160,7 +168,7 @@ pub(super) fn fchdir(task: &mut Task, fd: Fd) -> SysResult {
     change_directory(task, directory, file.proc().map(ProcFile::node))
 }
 
-fn change_directory(task: &mut Task, directory: std::os::fd::OwnedFd, node: Option<Node>) -> SysResult {
+fn change_directory(task: &mut Task, directory: OwnedFd, node: Option<Node>) -> SysResult {
     let by_descriptor = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
     host::faccessat2(directory.as_fd(), c"", libc::X_OK as u32, by_descriptor)?;
     let mut fs = task.fs();
