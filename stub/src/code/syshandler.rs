@@ -79,11 +79,11 @@ pub unsafe extern "C" fn syshandler() {
         // from under its stores.
         "mov ecx, dword ptr gs:[{head_start}]",
         "jmp 26f",
-        "25:",
+        "27:",
         "pause",
         "26:",
         "sub ecx, 1",
-        "jnc 25b",
+        "jnc 27b",
         // ---- Spin.
         "21:",
         "mov ecx, dword ptr gs:[{spin}]",
