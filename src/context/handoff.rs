@@ -81,6 +81,21 @@ impl<'a> HandOff<'a> {
         self.exchange_with(reply, |line| line.args[0].store(result, Ordering::Relaxed))
     }
 
+    /// Publishes a reply that is a host call for the stub thread, and waits for the event.
+    pub(crate) fn exchange_call(
+        &self,
+        reply: u32,
+        nr: i64,
+        args: [u64; 6],
+    ) -> Result<StubEvent, SwitchError> {
+        self.exchange_with(reply, |line| {
+            line.nr.store(nr as u32, Ordering::Relaxed);
+            for (shared, arg) in line.args.iter().zip(args) {
+                shared.store(arg, Ordering::Relaxed);
+            }
+        })
+    }
+
     fn exchange_with(&self, reply: u32, fill: impl FnOnce(&Line)) -> Result<StubEvent, SwitchError> {
         let sysmsg = self.thread.sysmsg();
         let spinning = self.thread.spinning();

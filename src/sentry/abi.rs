@@ -13,6 +13,11 @@ pub(crate) const MAX_RW_COUNT: usize = 0x7fff_f000;
 /// The last signal number.
 pub(crate) const NSIG: i32 = 64;
 
+/// `SA_NOCLDSTOP`: no SIGCHLD when a child stops or goes on.
+pub(crate) const SA_NOCLDSTOP: u64 = libc::SA_NOCLDSTOP as u64;
+/// `SA_NOCLDWAIT`: children that end are not waited for.
+pub(crate) const SA_NOCLDWAIT: u64 = libc::SA_NOCLDWAIT as u64;
+
 /// `struct timespec`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -106,32 +106,71 @@ impl Task {
         let (argv, envp) = (self.read_strings(argv)?, self.read_strings(envp)?);
         let program = Program::open(directory.as_fd(), &name, argv, envp).map_err(|error| error.errno())?;
         let stack_limit = self.process.limits().stack();
-        let platform = self.process.platform.clone();
+        let platform = self.kernel().platform.clone();
         let started = start(&platform, &program, stack_limit).map_err(|error| match error {
             StartError::Load(error) => error.errno(),
             StartError::Platform(_) => Errno::ENOMEM,
         })?;
+        // From here on there is no way back.
+        self.become_only_thread()?;
+        self.clear_tid();
+        self.release_robust_mutexes();
+        self.context.count_answers();
+        if Arc::strong_count(&self.mm) == 1 {
+            self.process.add_usage(self.mm.usage());
+        }
         self.context = started.context;
         self.publish_answers();
         self.mm = started.mm;
-        self.process.files().close_on_exec();
-        let mut actions = self.process.actions();
-        *actions = actions.after_exec();
-        drop(actions);
+        self.process.set_stub_pid(self.mm.space().pid());
+        self.unshare_files();
+        let closed = self.files().close_on_exec();
+        drop(closed);
+        {
+            let mut actions = self.process.actions();
+            *actions = actions.after_exec();
+        }
         self.signals.stack = AltStack::DISABLED;
-        self.set_name(program.command_name());
+        self.handle.set_name(program.command_name());
         *self.process.program() =
             ProgramInfo { executable: program.executable().to_owned(), image: started.image };
-        self.process.inbox.attach(host::gettid(), self.context.interrupter());
+        if let Some(node) = self.kernel().tree().node_mut(self.process.pid) {
+            node.has_executed = true;
+        }
+        self.handle.attach(self.context.interrupter());
+        self.open_vfork_gate();
         self.after_call = AfterCall::Replaced;
         Ok(0)
     }
 
-    /// Sets the name that `prctl` and `/proc` show, cut to 15 bytes.
-    pub(super) fn set_name(&mut self, name: &[u8]) {
-        self.name = [0; 16];
-        let len = name.len().min(15);
-        self.name[..len].copy_from_slice(&name[..len]);
+    /// Ends the other threads of the process; the caller goes on as its first (`de_thread`).
+    fn become_only_thread(&mut self) -> Result<(), Errno> {
+        let kernel = Arc::clone(self.kernel());
+        {
+            // Under the tree's lock only one thread at a time does this, and none is added.
+            let _tree = kernel.tree();
+            if self.handle.is_doomed() {
+                return Err(Errno::EAGAIN);
+            }
+            let threads = self.process.threads().clone();
+            for other in threads.iter().filter(|other| !Arc::ptr_eq(other, &self.handle)) {
+                other.doom();
+            }
+        }
+        loop {
+            let seen = self.handle.bell();
+            if self.process.threads().len() == 1 {
+                break;
+            }
+            if self.handle.is_doomed() {
+                return Err(Errno::EAGAIN);
+            }
+            self.handle.sleep_through(seen);
+        }
+        if self.tid() != self.process.pid {
+            kernel.tree().rename_to_leader(&self.handle);
+        }
+        Ok(())
     }
 }
 

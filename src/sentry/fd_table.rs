@@ -142,12 +142,10 @@ impl FdTable {
         }
     }
 
-    /// Closes what `execve` closes.
-    pub(crate) fn close_on_exec(&mut self) {
+    /// Closes what `execve` closes. The files are returned so that the caller drops them without holding the table.
+    pub(crate) fn close_on_exec(&mut self) -> Vec<Arc<File>> {
         let affected: Vec<i32> = self.numbers().filter(|fd| self.cloexec(*fd) == Ok(true)).collect();
-        for fd in affected {
-            let _ = self.remove(fd);
-        }
+        affected.into_iter().filter_map(|fd| self.remove(fd).ok()).collect()
     }
 }
 
@@ -200,7 +198,7 @@ mod tests {
         table.close_range(8, u32::MAX, false);
         table.close_range(2, 2, true);
         assert_eq!(table.cloexec(2), Ok(true));
-        table.close_on_exec();
+        drop(table.close_on_exec());
         assert_eq!(table.numbers().collect::<Vec<_>>(), [0, 4, 6]);
         assert_eq!(table.insert(file(), false), Ok(1));
     }

@@ -2,18 +2,31 @@
 
 use super::errno::Errno;
 use super::guest_memory::GuestMemory;
+use super::kernel::Kernel;
+use super::process::lock;
 use super::signals::{SigInfo, signal_name};
 use super::syscalls::args::{Arg, CallView};
 use super::syscalls::{TABLE_LEN, call_name};
 use crate::{Arch, Entry, Syscall};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-/// Records calls as they are made.
-#[derive(Default)]
+/// Records the calls of one task as they are made.
 pub(crate) struct Observer {
     pub(crate) counts: Counts,
     pub(crate) tracer: Option<Tracer>,
+}
+
+impl Observer {
+    /// For the task of that thread id.
+    pub(crate) fn new(kernel: &Kernel, tid: i32) -> Self {
+        Self {
+            counts: Counts::default(),
+            tracer: kernel.trace.as_ref().map(|output| Tracer::new(Arc::clone(output), tid)),
+        }
+    }
 }
 
 /// Counters of one guest.
@@ -83,6 +96,30 @@ impl Counts {
         }
     }
 
+    /// Adds the counts of a task that has ended.
+    pub(crate) fn absorb(&mut self, task: &Counts) {
+        for (sum, count) in self.by_number.iter_mut().zip(task.by_number.iter()) {
+            *sum += count;
+        }
+        self.out_of_range += task.out_of_range;
+        self.trapped += task.trapped;
+        self.patched += task.patched;
+        for (name, count) in &task.unimplemented {
+            if let Some(sum) = self.unimplemented.get_mut(name) {
+                *sum += count;
+            } else if self.unimplemented.len() < MOST_UNIMPLEMENTED {
+                self.unimplemented.insert(name.clone(), *count);
+            }
+        }
+        for (site, patched) in &task.sites {
+            if let Some(seen) = self.sites.get_mut(site) {
+                *seen |= patched;
+            } else if self.sites.len() < MOST_SITES {
+                self.sites.insert(*site, *patched);
+            }
+        }
+    }
+
     /// The counts in the form in which they are reported.
     pub(crate) fn report(self) -> CallCounts {
         let mut by_name: Vec<(String, u64)> = self
@@ -126,9 +163,24 @@ pub struct CallCounts {
     pub unimplemented: BTreeMap<String, u64>,
 }
 
-/// Writes one line for each call.
+/// Where the lines of all tasks go.
+pub(crate) struct TraceOutput {
+    writer: Mutex<Box<dyn Write + Send>>,
+    /// Lines name their thread from the first line of a second thread on.
+    first_tid: i32,
+    has_others: AtomicBool,
+}
+
+impl TraceOutput {
+    pub(crate) fn new(writer: Box<dyn Write + Send>, first_tid: i32) -> Self {
+        Self { writer: Mutex::new(writer), first_tid, has_others: AtomicBool::new(false) }
+    }
+}
+
+/// Writes one line for each call of a task.
 pub(crate) struct Tracer {
-    output: Box<dyn Write + Send>,
+    output: Arc<TraceOutput>,
+    tid: i32,
     line: TraceLine,
 }
 
@@ -140,8 +192,11 @@ pub(crate) struct TraceLine {
 }
 
 impl Tracer {
-    pub(crate) fn new(output: Box<dyn Write + Send>) -> Self {
-        Self { output, line: TraceLine::default() }
+    pub(crate) fn new(output: Arc<TraceOutput>, tid: i32) -> Self {
+        if tid != output.first_tid {
+            output.has_others.store(true, Ordering::Relaxed);
+        }
+        Self { output, tid, line: TraceLine::default() }
     }
 
     /// Starts the line of a call.
@@ -220,14 +275,19 @@ impl Tracer {
     }
 
     fn write_line(&mut self, line: &str) {
+        let line = if self.output.has_others.load(Ordering::Relaxed) {
+            format!("[pid {:>5}] {line}\n", self.tid)
+        } else {
+            format!("{line}\n")
+        };
         // A trace that cannot be written must not change what the guest does.
-        let _ = self.output.write_all(format!("{line}\n").as_bytes());
+        let _ = lock(&self.output.writer).write_all(line.as_bytes());
     }
 }
 
 impl Drop for Tracer {
     fn drop(&mut self) {
-        let _ = self.output.flush();
+        let _ = lock(&self.output.writer).flush();
     }
 }
 
@@ -237,7 +297,6 @@ mod tests {
     use super::super::syscalls::args::{DirFd, Fd, Mode, OpenFlags, OutBytes, Path};
     use super::*;
     use crate::GuestAddr;
-    use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]
     struct Sink(Arc<Mutex<Vec<u8>>>);
@@ -258,7 +317,8 @@ mod tests {
         let memory = FakeMemory::new(0x1000, 4096);
         memory.write(GuestAddr::new(0x1000), b"/etc/passwd\0").unwrap();
         let sink = Sink::default();
-        let mut tracer = Tracer::new(Box::new(sink.clone()));
+        let output = Arc::new(TraceOutput::new(Box::new(sink.clone()), 7));
+        let mut tracer = Tracer::new(Arc::clone(&output), 7);
 
         let args = [libc::AT_FDCWD as u32 as u64, 0x1000, 0x8_0000, 0, 0, 0];
         tracer.begin("openat");
@@ -285,8 +345,11 @@ mod tests {
         tracer.before::<i32>(0, &[1, 0, 0, 0, 0, 0], &Ok(1), &memory);
         tracer.end(None);
         tracer.signal(&SigInfo::from_user(libc::SIGUSR1, libc::SI_TKILL, 1, 0));
+        let mut other = Tracer::new(output, 8);
+        other.begin("getpid");
+        other.end(Some(Ok(7)));
         tracer.note("+++ exited with 1 +++");
-        drop(tracer);
+        drop((tracer, other));
         let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
         insta::assert_snapshot!(text, @r#"
         openat(AT_FDCWD, "/etc/passwd", O_RDONLY|O_CLOEXEC, 000) = 3
@@ -295,7 +358,8 @@ mod tests {
         syscall_999(0x1, 0x2, 0x3, 0x4, 0x5, 0xffff) = -1 ENOSYS (Function not implemented)
         exit_group(1)                           = ?
         --- SIGUSR1 {si_signo=SIGUSR1, si_code=-6} ---
-        +++ exited with 1 +++
+        [pid     8] getpid()                                = 7
+        [pid     7] +++ exited with 1 +++
         "#);
     }
 }

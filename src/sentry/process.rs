@@ -1,12 +1,13 @@
 //! A guest process: what its threads share.
 
-use super::fd_table::FdTable;
-use super::fs_context::FsContext;
+use super::kernel::Kernel;
+use super::kernel::tree::Usage;
 use super::limits::Limits;
 use super::loader::Image;
-use super::signals::{Actions, SignalInbox};
-use crate::Systrap;
+use super::signals::{Actions, Pending};
+use super::task::{ExitStatus, TaskHandle};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The program that a process runs, for `/proc` and `prctl`.
@@ -16,55 +17,64 @@ pub(crate) struct ProgramInfo {
     pub(crate) image: Image,
 }
 
-/// A thread group. Each part has its own lock; none of them is held while another is taken, nor across a host call
+/// A thread group. Each part has its own lock, see ARCHITECTURE.md for their order; none is held across a host call
 /// that may block.
 pub(crate) struct Process {
-    pub(crate) platform: Systrap,
-    /// The process id that the guest sees: for the one process of now, the supervisor's.
+    pub(crate) kernel: Arc<Kernel>,
+    /// The process id that the guest sees.
     pub(crate) pid: i32,
-    /// Signals sent to the process.
-    pub(crate) inbox: Arc<SignalInbox>,
-    /// The extended-state features of the host (XCR0).
-    pub(crate) xfeatures: u64,
-    files: Mutex<FdTable>,
-    fs: Mutex<FsContext>,
-    actions: Mutex<Actions>,
+    /// Signals sent to the process as a whole.
+    pending: Mutex<Pending>,
+    /// Shared with another process only by `clone(CLONE_SIGHAND)` without `CLONE_THREAD`.
+    actions: Arc<Mutex<Actions>>,
     limits: Mutex<Limits>,
     program: Mutex<ProgramInfo>,
+    threads: Mutex<Vec<Arc<TaskHandle>>>,
+    /// How the process ends, once that is decided.
+    ending: Mutex<Option<ExitStatus>>,
+    /// A stop signal took effect and no SIGCONT has come since.
+    stopped: AtomicBool,
+    /// What its threads that have ended, and programs that it ran before, have used.
+    used: Mutex<Usage>,
+    /// The stub process, for diagnosis and so that the guest cannot mean it by a process id.
+    stub_pid: AtomicI32,
 }
 
 impl Process {
     pub(crate) fn new(
-        platform: Systrap,
-        files: FdTable,
-        fs: FsContext,
-        actions: Actions,
+        kernel: Arc<Kernel>,
+        pid: i32,
+        actions: Arc<Mutex<Actions>>,
         limits: Limits,
         program: ProgramInfo,
     ) -> Self {
         Self {
-            platform,
-            pid: std::process::id() as i32,
-            inbox: Arc::default(),
-            xfeatures: super::host::enabled_xfeatures(),
-            files: Mutex::new(files),
-            fs: Mutex::new(fs),
-            actions: Mutex::new(actions),
+            kernel,
+            pid,
+            pending: Mutex::default(),
+            actions,
             limits: Mutex::new(limits),
             program: Mutex::new(program),
+            threads: Mutex::default(),
+            ending: Mutex::new(None),
+            stopped: AtomicBool::new(false),
+            used: Mutex::default(),
+            stub_pid: AtomicI32::new(0),
         }
     }
 
-    pub(crate) fn files(&self) -> MutexGuard<'_, FdTable> {
-        lock(&self.files)
-    }
-
-    pub(crate) fn fs(&self) -> MutexGuard<'_, FsContext> {
-        lock(&self.fs)
+    /// The signals sent to the process.
+    pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
+        lock(&self.pending)
     }
 
     pub(crate) fn actions(&self) -> MutexGuard<'_, Actions> {
         lock(&self.actions)
+    }
+
+    /// The table of actions itself, for a clone that shares it.
+    pub(crate) fn shared_actions(&self) -> &Arc<Mutex<Actions>> {
+        &self.actions
     }
 
     pub(crate) fn limits(&self) -> MutexGuard<'_, Limits> {
@@ -74,9 +84,69 @@ impl Process {
     pub(crate) fn program(&self) -> MutexGuard<'_, ProgramInfo> {
         lock(&self.program)
     }
+
+    /// The threads that have not ended.
+    pub(crate) fn threads(&self) -> MutexGuard<'_, Vec<Arc<TaskHandle>>> {
+        lock(&self.threads)
+    }
+
+    /// Decides how the process ends and tells its threads; the first decision stands.
+    pub(crate) fn end(&self, status: ExitStatus) {
+        {
+            let mut ending = lock(&self.ending);
+            if ending.is_some() {
+                return;
+            }
+            *ending = Some(status);
+        }
+        let threads = self.threads().clone();
+        for thread in threads {
+            thread.doom();
+        }
+    }
+
+    /// How the process ends, if that is decided.
+    pub(crate) fn ending(&self) -> Option<ExitStatus> {
+        *lock(&self.ending)
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Stops the process or lets it go on; every thread looks. The tree's lock is held by the caller.
+    pub(crate) fn set_stopped(&self, stopped: bool) {
+        self.stopped.store(stopped, Ordering::SeqCst);
+        let threads = self.threads().clone();
+        for thread in threads {
+            thread.wake();
+        }
+    }
+
+    /// Adds to what the process has used, and returns the sum.
+    pub(crate) fn add_usage(&self, more: Usage) -> Usage {
+        let mut used = lock(&self.used);
+        *used = used.plus(more);
+        *used
+    }
+
+    pub(crate) fn stub_pid(&self) -> i32 {
+        self.stub_pid.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_stub_pid(&self, pid: i32) {
+        self.stub_pid.store(pid, Ordering::Relaxed);
+    }
+
+    /// Wakes the threads that wait for what has changed about the process's children.
+    pub(crate) fn ring(&self) {
+        for thread in &*self.threads() {
+            thread.ring();
+        }
+    }
 }
 
 /// A poisoned lock is taken all the same: the data is valid after every single assignment under it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

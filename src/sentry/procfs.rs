@@ -128,7 +128,7 @@ impl Task {
     fn special_text(&self, text: Text) -> Vec<u8> {
         let memory: &dyn GuestMemory = self.memory();
         match text {
-            Text::Maps => self.mm.proc_maps(self.process.platform.vdso()).into_bytes(),
+            Text::Maps => self.mm.proc_maps(self.kernel().platform.vdso()).into_bytes(),
             Text::CommandLine => {
                 let image = self.process.program().image.clone();
                 image.command_line(memory)
@@ -139,7 +139,8 @@ impl Task {
             }
             Text::Auxv => self.process.program().image.auxv.clone(),
             Text::Comm => {
-                let name = CStr::from_bytes_until_nul(&self.name).unwrap_or_default();
+                let name = self.handle.name();
+                let name = CStr::from_bytes_until_nul(&name).unwrap_or_default();
                 [name.to_bytes(), b"\n"].concat()
             }
         }

@@ -1,24 +1,25 @@
 //! Running a guest from its first instruction to its end.
 
 use super::errno::Errno;
-use super::exec::{self, StartError};
+use super::exec::{self, StartError, Started};
 use super::fd_table::FdTable;
 use super::fs_context::FsContext;
 use super::host;
+use super::kernel::Kernel;
 use super::limits::{self, Limits};
 use super::loader::{LoadError, Program};
 use super::memory::Mm;
-use super::observe::{CallCounts, Observer, Tracer};
-use super::process::{Process, ProgramInfo};
+use super::observe::{CallCounts, Observer, TraceOutput};
+use super::process::{Process, ProgramInfo, lock};
 use super::signals::deliver::ReturningCall;
-use super::signals::{Actions, Incoming, TaskSignals, signal_name};
+use super::signals::{Actions, Incoming, SignalSet, TaskSignals};
 use super::syscalls;
-use super::task::{AfterCall, ExitStatus, Task};
+use super::task::{AfterCall, ExitStatus, Task, TaskHandle, TaskParts};
 use crate::{Error, Event, Options, Stats, SwitchError, Syscall, Systrap};
 use std::ffi::CString;
 use std::io::Write;
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A program to run as a guest.
@@ -146,56 +147,65 @@ impl Guest {
         // whole process has the empty mask, which matters to nobody else in a command.
         let _ = host::unshare(libc::CLONE_FS);
         let umask = host::umask(0).unwrap_or(0o22) as u32;
-        let process = Arc::new(Process::new(
-            platform.clone(),
-            files,
-            FsContext { cwd: Arc::new(cwd), umask },
-            Actions::new(incoming.ignored()),
-            process_limits,
-            ProgramInfo { executable: program.executable().to_owned(), image: started.image },
-        ));
-        process.inbox.attach(host::gettid(), started.context.interrupter());
-        incoming.start(&process.inbox).map_err(|error| setup("signal thread")(error.into()))?;
-
-        let mut task = Task {
-            context: started.context,
-            mm: started.mm,
-            tid: process.pid,
-            process,
-            signals: TaskSignals::default(),
-            name: [0; 16],
-            after_call: AfterCall::Return,
-            exit: None,
-            observer: Observer { tracer: self.trace.map(Tracer::new), ..Observer::default() },
-            buffer: Vec::new(),
-        };
-        task.set_name(program.command_name());
-        drop(program);
-        task.publish_answers();
-        let status = task.run()?;
-        task.context.count_answers();
+        let first_pid = std::process::id() as i32;
+        let trace = self.trace.map(|writer| Arc::new(TraceOutput::new(writer, first_pid)));
+        let kernel = Arc::new(Kernel::new(platform.clone(), first_pid, trace));
+        incoming.start(&kernel).map_err(|error| setup("signal thread")(error.into()))?;
+        let fs = FsContext { cwd: Arc::new(cwd), umask };
+        first_task(&kernel, &program, started, process_limits, files, fs, incoming.ignored()).run_to_end();
+        let status = kernel.wait_until_gone()?;
+        let counts = std::mem::take(&mut *lock(&kernel.counts));
         Ok(Outcome {
             status,
-            counts: task.observer.counts.report(),
+            counts: counts.report(),
             platform: platform.stats(),
             wall_time: started_at.elapsed(),
         })
     }
 }
 
+/// The first task of the first process.
+fn first_task(
+    kernel: &Arc<Kernel>,
+    program: &Program,
+    started: Started,
+    limits: Limits,
+    files: FdTable,
+    fs: FsContext,
+    ignored: SignalSet,
+) -> Task {
+    let info = ProgramInfo { executable: program.executable().to_owned(), image: started.image };
+    let actions = Arc::new(Mutex::new(Actions::new(ignored)));
+    let pid = kernel.first_pid;
+    let process = Arc::new(Process::new(Arc::clone(kernel), pid, actions, limits, info));
+    process.set_stub_pid(started.mm.space().pid());
+    let handle = Arc::new(TaskHandle::new(pid, Arc::clone(&process), SignalSet::default(), [0; 16]));
+    handle.set_name(program.command_name());
+    {
+        let id = |result: Result<usize, Errno>| result.map_or(pid, |id| id as i32);
+        let mut tree = kernel.tree();
+        tree.add_first(process, id(host::getpgid(0)), id(host::getsid(0)));
+        tree.add_thread(&handle);
+    }
+    let mut task = Task::new(TaskParts {
+        context: started.context,
+        mm: started.mm,
+        handle,
+        files: Arc::new(Mutex::new(files)),
+        fs: Arc::new(Mutex::new(fs)),
+        signals: TaskSignals::default(),
+        observer: Observer::new(kernel, pid),
+    });
+    task.publish_answers();
+    task
+}
+
 impl Task {
-    /// Runs until the guest has ended.
-    fn run(&mut self) -> Result<ExitStatus, RunError> {
+    /// Runs until the task has ended.
+    pub(super) fn run(&mut self) -> Result<ExitStatus, SwitchError> {
         loop {
             let mm: Arc<Mm> = Arc::clone(&self.mm);
-            let status = self.run_in(&mm)?;
-            if let Some(status) = status {
-                if let Some(tracer) = &mut self.observer.tracer {
-                    tracer.note(&match status {
-                        ExitStatus::Exited(status) => format!("+++ exited with {status} +++"),
-                        ExitStatus::Signaled(signo) => format!("+++ killed by {} +++", signal_name(signo)),
-                    });
-                }
+            if let Some(status) = self.run_in(&mm)? {
                 return Ok(status);
             }
         }
@@ -208,7 +218,7 @@ impl Task {
                 Event::Syscall(call) => self.serve(&call)?,
                 Event::Signal(signal) => self.fault(&signal)?,
                 Event::Interrupted => {
-                    if self.process.inbox.attention().is_raised() {
+                    if self.handle.attention.is_raised() {
                         self.deliver_signals(None)?;
                     }
                 }
@@ -234,10 +244,7 @@ impl Task {
         match self.after_call {
             AfterCall::Return => {
                 let restarts = outcome.is_err_and(Errno::is_restart);
-                if !restarts
-                    && self.signals.saved_mask.is_none()
-                    && !self.process.inbox.attention().is_raised()
-                {
+                if !restarts && self.signals.saved_mask.is_none() && !self.handle.attention.is_raised() {
                     self.context.set_return(result);
                     return Ok(());
                 }

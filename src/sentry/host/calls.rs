@@ -1,6 +1,6 @@
 //! The list of host calls.
 
-use super::{Argument, Attention, Errno, Words, owned, raw};
+use super::{Argument, Attention, EPOLL_EVENT, Errno, Events, Words, owned, raw};
 use std::ffi::CStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -111,9 +111,7 @@ host_calls! {
     getresgid(real: &mut [u32; 1], effective: &mut [u32; 1], saved: &mut [u32; 1]) = SYS_getresgid;
     getgroups(size: i32, list: &mut [u32; 1024]) = SYS_getgroups;
     getpgid(pid: i32) = SYS_getpgid;
-    setpgid(pid: i32, pgid: i32) = SYS_setpgid;
     getsid(pid: i32) = SYS_getsid;
-    setsid() = SYS_setsid;
     kill(pid: i32, signo: i32) = SYS_kill;
     uname(utsname: &mut [u8; 390]) = SYS_uname;
     sysinfo(info: &mut [u8; 112]) = SYS_sysinfo;
@@ -134,6 +132,8 @@ host_calls! {
     membarrier(command: i32, flags: u32, cpu: i32) = SYS_membarrier;
     umask(mask: u32) = SYS_umask;
     unshare(flags: i32) = SYS_unshare;
+    epoll_ctl(epoll: Fd<'_>, operation: i32, fd: Fd<'_>, event: &mut [u8; EPOLL_EVENT]) = SYS_epoll_ctl;
+    epoll_pwait2(epoll: Fd<'_>, events: Events<'_>, timeout: Option<&[u8; 16]>, mask: usize) = SYS_epoll_pwait2;
     poll_now(fds: &mut [libc::pollfd], timeout_ms: i32) = SYS_poll;
 }
 
@@ -141,6 +141,7 @@ waiting_calls! {
     wait_read(fd: Fd<'_>, buf: &mut [u8]) = SYS_read;
     wait_write(fd: Fd<'_>, buf: &[u8]) = SYS_write;
     wait_ppoll(fds: &mut [libc::pollfd], timeout: Option<&mut [u8; 16]>, mask: usize) = SYS_ppoll;
+    wait_epoll(epoll: Fd<'_>, events: Events<'_>, timeout: Option<&[u8; 16]>, mask: usize) = SYS_epoll_pwait2;
     wait_nanosleep(clock: i32, flags: i32, request: &[u8; 16], remaining: Option<&mut [u8; 16]>) = SYS_clock_nanosleep;
     wait_flock(fd: Fd<'_>, operation: i32) = SYS_flock;
     wait_fcntl_lock(fd: Fd<'_>, command: i32, lock: &mut [u8; 32]) = SYS_fcntl;
@@ -153,6 +154,28 @@ waiting_calls! {
     wait_copy_file_range(
         input: Fd<'_>, from: Option<&mut [u8; 8]>, out: Fd<'_>, to: Option<&mut [u8; 8]>, length: usize, flags: u32,
     ) = SYS_copy_file_range;
+}
+
+/// The processor time that the calling thread has used, in nanoseconds.
+pub(crate) fn thread_time_ns() -> u64 {
+    clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// The processor time that a process has used, in nanoseconds; 0 if there is none of that id.
+///
+/// The clock of another process: `MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)`, include/linux/posix-timers.h.
+pub(crate) fn process_time_ns(pid: i32) -> u64 {
+    const CPUCLOCK_SCHED: i32 = 2;
+    clock_ns(!pid << 3 | CPUCLOCK_SCHED)
+}
+
+fn clock_ns(clock: i32) -> u64 {
+    let mut time = [0; 16];
+    if clock_gettime(clock, &mut time).is_err() {
+        return 0;
+    }
+    let time = crate::sentry::abi::Timespec::from_array(time);
+    (time.sec as u64).saturating_mul(1_000_000_000).saturating_add(time.nsec as u64)
 }
 
 /// The caller's thread id.
@@ -176,6 +199,7 @@ opening_calls! {
     openat(dir: Fd<'_>, path: &CStr, flags: i32, mode: u32) = SYS_openat;
     dup_cloexec(fd: Fd<'_>, command: i32, minimum: i32) = SYS_fcntl;
     eventfd2(initial: u32, flags: i32) = SYS_eventfd2;
+    epoll_create1(flags: i32) = SYS_epoll_create1;
     memfd_create(name: &CStr, flags: u32) = SYS_memfd_create;
 }
 

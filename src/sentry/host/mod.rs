@@ -15,10 +15,12 @@
 mod calls;
 mod interruptible;
 mod process;
+mod words;
 
 pub(crate) use calls::*;
 pub(crate) use interruptible::{Attention, install_kick_handler, kick};
 pub(crate) use process::*;
+pub(crate) use words::{wait_word, wake_word};
 
 use super::errno::Errno;
 use std::ffi::CStr;
@@ -120,6 +122,20 @@ impl<const N: usize> Argument for Option<&mut [u8; N]> {
     #[inline]
     fn push_to(self, words: &mut Words) {
         words.push(self.map_or(0, |bytes| bytes.as_mut_ptr().expose_provenance()));
+    }
+}
+
+/// Room for `struct epoll_event`s: the kernel is told how many fit.
+pub(crate) struct Events<'a>(pub(crate) &'a mut [u8]);
+
+/// `struct epoll_event` is packed: 12 bytes.
+pub(crate) const EPOLL_EVENT: usize = 12;
+
+impl Argument for Events<'_> {
+    #[inline]
+    fn push_to(self, words: &mut Words) {
+        words.push(self.0.as_mut_ptr().expose_provenance());
+        words.push(self.0.len() / EPOLL_EVENT);
     }
 }
 

@@ -5,7 +5,7 @@ use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, StatView};
 use crate::sentry::host;
 use crate::{Advice, GuestAddr, PAGE_SIZE, Protection, Sharing};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 /// The arguments of one `mmap`, the descriptor looked up.
@@ -90,7 +90,7 @@ impl Mm {
                 let memory = host::memfd_create(c"zero", libc::MFD_CLOEXEC)?;
                 host::ftruncate(memory.as_fd(), i64::try_from(len).map_err(|_| Errno::ENOMEM)?)?;
                 self.space().map_file(addr, len, memory.as_fd(), 0, protection, Sharing::Shared)?;
-                Backing::Anonymous
+                shared_memory_backing(memory)
             }
             None => {
                 self.space().map_anonymous(addr, len, protection)?;
@@ -309,11 +309,33 @@ impl Mm {
         Ok(())
     }
 
+    /// Device, inode and offset of a word in a shared mapping; `None` for private memory and for none.
+    pub(crate) fn shared_word(&self, addr: GuestAddr) -> Option<(u64, u64, u64)> {
+        let state = self.state();
+        let region = state.map.find(addr.raw()).filter(|region| region.shared)?;
+        match &region.backing {
+            Backing::File { identity, offset, .. } => {
+                Some((identity.device, identity.inode, offset.wrapping_add(addr.raw() - region.start)))
+            }
+            Backing::Anonymous | Backing::Named(_) => None,
+        }
+    }
+
     /// Whether every page of the range is mapped.
     pub(crate) fn is_mapped(&self, addr: GuestAddr, len: u64) -> Result<bool, Errno> {
         let (start, end) = page_range(addr, len, Errno::ENOMEM)?;
         Ok(self.state().map.is_covered(start, end))
     }
+}
+
+/// Shared anonymous memory is a file of the kernel's own (`shmem_zero_setup`).
+fn shared_memory_backing(memory: OwnedFd) -> Backing {
+    let mut stat = [0; 144];
+    let _ = host::fstat(memory.as_fd(), &mut stat);
+    let stat = StatView(&stat);
+    let path = "/dev/zero (deleted)".to_owned();
+    let identity = MappedFile { path, device: stat.device(), inode: stat.inode() };
+    Backing::File { identity: Arc::new(identity), offset: 0, open: None }
 }
 
 /// Identity and offset of a file mapping, for `/proc/self/maps`.

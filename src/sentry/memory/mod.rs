@@ -12,6 +12,8 @@ pub(crate) use map::MemoryMap;
 pub(crate) use region::{Backing, MappedFile, Region};
 
 use crate::sentry::errno::Errno;
+use crate::sentry::host;
+use crate::sentry::kernel::tree::Usage;
 use crate::{AddressSpace, GuestAddr, PAGE_SIZE, Protection};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -25,6 +27,7 @@ pub(crate) struct Mm {
 }
 
 /// What the lock protects.
+#[derive(Clone)]
 struct State {
     map: MemoryMap,
     layout: Layout,
@@ -40,6 +43,20 @@ impl Mm {
     /// The platform's address space, for copies and for running in it.
     pub(crate) fn space(&self) -> &AddressSpace {
         &self.space
+    }
+
+    /// A copy for a child process: the memory copy-on-write by the host, the record as it is.
+    pub(crate) fn fork(&self) -> Result<Mm, Errno> {
+        // Held over the fork, so that the copied memory and the copied record agree.
+        let state = self.state();
+        let space = self.space.fork().map_err(|_| Errno::EAGAIN)?;
+        Ok(Mm { space, state: Mutex::new(state.clone()) })
+    }
+
+    /// What the guest's own code has used so far, as the stub process's clock and memory tell.
+    pub(crate) fn usage(&self) -> Usage {
+        let pid = self.space.pid();
+        Usage { user_ns: host::process_time_ns(pid), ..Usage::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

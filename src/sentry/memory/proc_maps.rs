@@ -11,7 +11,6 @@ impl Mm {
         let state = self.state();
         for region in state.map.iter() {
             let (offset, device, inode, name) = match &region.backing {
-                Backing::Anonymous if region.shared => (0, 0, 0, "/dev/zero (deleted)"),
                 Backing::Anonymous => (0, 0, 0, ""),
                 Backing::Named(name) => (0, 0, 0, *name),
                 Backing::File { identity, offset, .. } => {

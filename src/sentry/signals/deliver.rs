@@ -7,6 +7,7 @@ use crate::sentry::errno::Errno;
 use crate::sentry::host;
 use crate::sentry::task::{ExitStatus, Task};
 use crate::{Signal, SwitchError};
+use std::sync::Arc;
 
 /// The call that the guest is about to return from, if it is.
 #[derive(Debug, Clone, Copy)]
@@ -27,9 +28,9 @@ const SYSCALL_LEN: u64 = 2;
 impl Task {
     /// The signals that would have an effect now.
     pub(crate) fn deliverable(&self) -> SignalSet {
-        let pending = self.signals.pending.set().union(self.process.inbox.pending().set());
+        let pending = self.handle.pending().set().union(self.process.pending().set());
         let actions = self.process.actions();
-        let mut ready = pending.minus(self.signals.mask);
+        let mut ready = pending.minus(self.handle.mask());
         let mut rest = ready;
         while let Some(signo) = rest.first() {
             rest = rest.without(signo);
@@ -40,11 +41,24 @@ impl Task {
         ready
     }
 
+    /// Whether the task has to end, and then how.
+    fn is_at_end(&mut self) -> bool {
+        if self.handle.is_doomed() {
+            self.exit = Some(self.process.ending().unwrap_or(ExitStatus::Exited(0)));
+        }
+        self.exit.is_some()
+    }
+
     /// Acts on pending signals before the guest goes on, and finishes the call it returns from.
     pub(crate) fn deliver_signals(&mut self, call: Option<ReturningCall>) -> Result<(), SwitchError> {
-        self.process.inbox.attention().take();
+        self.handle.attention.take();
         let mut call = call;
-        while let Some(info) = self.next_signal() {
+        loop {
+            self.stay_stopped();
+            if self.is_at_end() {
+                return Ok(());
+            }
+            let Some(info) = self.next_signal() else { break };
             let signo = info.signo();
             let disposition = self.process.actions().disposition(signo);
             if let Some(tracer) = &mut self.observer.tracer {
@@ -52,12 +66,10 @@ impl Task {
             }
             match disposition {
                 Disposition::Ignore | Disposition::Default(DefaultAction::Ignore) => {}
-                Disposition::Default(DefaultAction::Stop) => {
-                    // The supervisor stops in the guest's place; whoever continues it continues the guest.
-                    let _ = host::kill(std::process::id() as i32, libc::SIGSTOP);
-                }
+                Disposition::Default(DefaultAction::Stop) => self.stop(signo),
                 Disposition::Default(DefaultAction::Terminate) => {
-                    self.exit = Some(ExitStatus::Signaled(signo));
+                    self.process.end(ExitStatus::Signaled(signo));
+                    self.exit = self.process.ending();
                     return Ok(());
                 }
                 Disposition::Handler(action) => {
@@ -66,9 +78,6 @@ impl Task {
                         self.finish_call(call, Some(&action));
                     }
                     self.run_handler(&info, &action);
-                    if self.exit.is_some() {
-                        return Ok(());
-                    }
                 }
             }
         }
@@ -81,18 +90,59 @@ impl Task {
             }
         }
         if let Some(mask) = self.signals.saved_mask.take() {
-            self.signals.mask = mask;
             // The old mask may let through what the temporary one held back.
-            if self.deliverable() != SignalSet::default() {
-                self.process.inbox.attention().raise();
-            }
+            self.set_mask(mask);
         }
         Ok(())
     }
 
+    /// A stop signal takes effect on the whole process, unless its group is an orphan: nobody would continue it.
+    fn stop(&mut self, signo: i32) {
+        let kernel = Arc::clone(self.kernel());
+        {
+            let mut tree = kernel.tree();
+            let group = tree.node(self.process.pid).map_or(0, |node| node.group);
+            if signo != libc::SIGSTOP && tree.is_orphaned(group) {
+                return;
+            }
+            tree.stop(&self.process, signo);
+        }
+        if self.process.pid == kernel.first_pid {
+            // Whoever started the supervisor sees it stop in the guest's place, and continues both.
+            let _ = host::kill(std::process::id() as i32, libc::SIGSTOP);
+            kernel.tree().resume(&self.process, true);
+        }
+    }
+
+    /// Waits while the process is stopped.
+    fn stay_stopped(&mut self) {
+        while self.process.is_stopped() && !self.handle.is_doomed() {
+            let seen = self.handle.bell();
+            if self.process.is_stopped() && !self.handle.is_doomed() {
+                self.context.prepare_sleep();
+                self.handle.sleep_through(seen);
+            }
+        }
+    }
+
+    /// Changes the mask; signals that it lets through are looked at when the call returns, and those that it blocks
+    /// are left to other threads.
+    pub(crate) fn set_mask(&mut self, mask: SignalSet) {
+        let mask = mask.minus(SignalSet::UNBLOCKABLE);
+        let newly_blocked = mask.minus(self.handle.mask());
+        self.handle.store_mask(mask);
+        if newly_blocked != SignalSet::default() {
+            self.process.retarget(newly_blocked);
+        }
+        if self.deliverable() != SignalSet::default() {
+            self.handle.attention.raise();
+        }
+    }
+
     fn next_signal(&mut self) -> Option<SigInfo> {
-        let unblocked = SignalSet(!self.signals.mask.0);
-        self.signals.pending.take(unblocked).or_else(|| self.process.inbox.pending().take(unblocked))
+        let unblocked = SignalSet(!self.handle.mask().0);
+        let own = self.handle.pending().take(unblocked);
+        own.or_else(|| self.process.pending().take(unblocked))
     }
 
     /// Puts the result into rax, or sets the registers so that the guest makes the call again.
@@ -125,9 +175,9 @@ impl Task {
         if action.flags & libc::SA_RESETHAND as u64 != 0 {
             self.process.actions().reset(signo);
         }
-        let mask = self.signals.saved_mask.take().unwrap_or(self.signals.mask);
+        let mask = self.signals.saved_mask.take().unwrap_or(self.handle.mask());
         let xstate = self.context.xstate().to_vec();
-        let xfeatures = self.process.xfeatures;
+        let xfeatures = self.kernel().xfeatures;
         let context = FrameContext {
             info,
             action,
@@ -147,24 +197,24 @@ impl Task {
         if self.signals.stack.flags & SS_AUTODISARM != 0 {
             self.signals.stack = AltStack::DISABLED;
         }
-        let mut blocked = self.signals.mask.union(SignalSet(action.mask));
+        let mut blocked = self.handle.mask().union(SignalSet(action.mask));
         if action.flags & libc::SA_NODEFER as u64 == 0 {
             blocked = blocked.with(signo);
         }
-        self.signals.mask = blocked.minus(SignalSet::UNBLOCKABLE);
+        self.set_mask(blocked);
     }
 
     /// A signal that cannot be put off: blocked or ignored, it kills.
     pub(crate) fn force_signal(&mut self, info: SigInfo) {
         let signo = info.signo();
-        let blocked = self.signals.mask.contains(signo);
+        let blocked = self.handle.mask().contains(signo);
         let mut actions = self.process.actions();
         if blocked || actions.disposition(signo) == Disposition::Ignore {
             actions.reset(signo);
-            self.signals.mask = self.signals.mask.without(signo);
+            self.handle.store_mask(self.handle.mask().without(signo));
         }
         drop(actions);
-        self.signals.pending.push(info);
+        self.handle.push(info);
     }
 
     /// A fault of the guest, as the platform reports it.
@@ -179,13 +229,13 @@ impl Task {
     pub(crate) fn return_from_handler(&mut self) -> Result<(), SwitchError> {
         self.context.pull_full_state()?;
         let mut registers = *self.context.registers();
-        let xfeatures = self.process.xfeatures;
+        let xfeatures = self.kernel().xfeatures;
         let restored = frame::pop(self.mm.space(), &mut registers, self.context.xstate_mut(), xfeatures);
         match restored {
             Ok(restored) => {
                 *self.context.registers_mut() = registers;
                 self.context.set_return(registers.rax as i64);
-                self.signals.mask = restored.mask;
+                self.set_mask(restored.mask);
                 if !self.signals.stack.is_active(registers.rsp) {
                     self.signals.stack = restored.stack;
                 }

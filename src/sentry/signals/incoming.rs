@@ -1,7 +1,8 @@
 //! Signals that the host sends to the supervisor, passed on to the guest.
 
-use super::{SigInfo, SignalInbox, SignalSet};
+use super::{SigInfo, SignalSet};
 use crate::sentry::host;
+use crate::sentry::kernel::Kernel;
 use std::sync::{Arc, Weak};
 
 /// The signals of the supervisor that reach the guest. Terminal stop signals for background access are left out:
@@ -45,17 +46,17 @@ impl Incoming {
     }
 
     /// Starts the thread that passes signals on until the guest is gone.
-    pub(crate) fn start(&self, inbox: &Arc<SignalInbox>) -> std::io::Result<()> {
-        let inbox = Arc::downgrade(inbox);
-        std::thread::Builder::new().name("systrap-signals".to_owned()).spawn(move || forward(&inbox))?;
+    pub(crate) fn start(&self, kernel: &Arc<Kernel>) -> std::io::Result<()> {
+        let kernel = Arc::downgrade(kernel);
+        std::thread::Builder::new().name("systrap-signals".to_owned()).spawn(move || forward(&kernel))?;
         Ok(())
     }
 }
 
-fn forward(inbox: &Weak<SignalInbox>) {
+fn forward(kernel: &Weak<Kernel>) {
     loop {
         let Ok(info) = host::wait_for_signal(&FORWARDED) else { continue };
-        let Some(inbox) = inbox.upgrade() else { return };
-        inbox.post(SigInfo(info));
+        let Some(kernel) = kernel.upgrade() else { return };
+        kernel.pass_on(SigInfo(info));
     }
 }

@@ -9,7 +9,7 @@ mod siginfo;
 
 pub(crate) use actions::{Actions, DefaultAction, Disposition};
 pub(crate) use incoming::Incoming;
-pub(crate) use pending::{Pending, SignalInbox};
+pub(crate) use pending::Pending;
 pub(crate) use siginfo::SigInfo;
 
 use super::abi::{NSIG, StackT};
@@ -66,15 +66,11 @@ pub(crate) fn signal_name(signo: i32) -> String {
     }
 }
 
-/// What belongs to one task: its mask, its own queue, its alternate stack.
+/// What belongs to one task alone. Its mask and its own queue are where others can see them, in its handle.
 #[derive(Debug)]
 pub(crate) struct TaskSignals {
-    /// The blocked signals.
-    pub(crate) mask: SignalSet,
     /// The mask to go back to when a call that changed it for its own duration ends.
     pub(crate) saved_mask: Option<SignalSet>,
-    /// Signals sent to this task in particular.
-    pub(crate) pending: Pending,
     /// `sigaltstack`.
     pub(crate) stack: AltStack,
     /// What the last fault left in the thread's state: it shows in every later signal frame.
@@ -83,13 +79,7 @@ pub(crate) struct TaskSignals {
 
 impl Default for TaskSignals {
     fn default() -> Self {
-        Self {
-            mask: SignalSet::default(),
-            saved_mask: None,
-            pending: Pending::default(),
-            stack: AltStack::DISABLED,
-            last_fault: FaultState::default(),
-        }
+        Self { saved_mask: None, stack: AltStack::DISABLED, last_fault: FaultState::default() }
     }
 }
 

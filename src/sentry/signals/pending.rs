@@ -1,11 +1,7 @@
 //! Signals that have been sent and not yet delivered.
 
 use super::{SigInfo, SignalSet};
-use crate::Interrupter;
-use crate::sentry::host::{self, Attention};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Signals from here on queue; below, a second one of the same number is dropped.
 const FIRST_REAL_TIME: i32 = 32;
@@ -62,63 +58,6 @@ impl Pending {
     pub(crate) fn discard(&mut self, of: SignalSet) {
         self.queue.retain(|info| !of.contains(info.signo()));
         self.set = self.set.minus(of);
-    }
-}
-
-/// Where a process receives signals from other threads of the supervisor, and how its task is made to look.
-///
-/// The order is: queue, raise the flag, then wake. A task that is in the guest comes back through its interrupter;
-/// one that waits in a host call comes back because the flag is tested together with the call.
-#[derive(Default)]
-pub(crate) struct SignalInbox {
-    pending: Mutex<Pending>,
-    attention: Attention,
-    waiting: AtomicBool,
-    tid: AtomicI32,
-    interrupter: Mutex<Option<Interrupter>>,
-}
-
-impl SignalInbox {
-    /// Names the thread and the context that act on the signals.
-    pub(crate) fn attach(&self, tid: i32, interrupter: Interrupter) {
-        self.tid.store(tid, Ordering::SeqCst);
-        *self.interrupter.lock().unwrap_or_else(PoisonError::into_inner) = Some(interrupter);
-    }
-
-    /// The signals sent to the process.
-    pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The flag that waiting host calls test.
-    pub(crate) fn attention(&self) -> &Attention {
-        &self.attention
-    }
-
-    /// Sends a signal from another thread.
-    pub(crate) fn post(&self, info: SigInfo) {
-        self.pending().push(info);
-        self.attention.raise();
-        if self.waiting.load(Ordering::SeqCst) {
-            host::kick(self.tid.load(Ordering::SeqCst));
-        }
-        if let Some(interrupter) = &*self.interrupter.lock().unwrap_or_else(PoisonError::into_inner) {
-            interrupter.interrupt();
-        }
-    }
-
-    /// Sends a signal from the task's own thread.
-    pub(crate) fn post_to_self(&self, info: SigInfo) -> bool {
-        self.attention.raise();
-        self.pending().push(info)
-    }
-
-    /// Runs a host call that may wait, so that posted signals kick it.
-    pub(crate) fn while_waiting<T>(&self, call: impl FnOnce(&Attention) -> T) -> T {
-        self.waiting.store(true, Ordering::SeqCst);
-        let result = call(&self.attention);
-        self.waiting.store(false, Ordering::SeqCst);
-        result
     }
 }
 

@@ -1,6 +1,7 @@
 //! `siginfo_t`, 128 bytes whose layout depends on the signal.
 
 use crate::Signal;
+use crate::sentry::kernel::tree::Usage;
 
 /// A signal with what is known of its sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,19 @@ impl SigInfo {
         let mut info = Self::with(signo, code);
         info.put(16, &pid.to_ne_bytes());
         info.put(20, &uid.to_ne_bytes());
+        info
+    }
+
+    /// A child has ended, stopped or gone on.
+    pub(crate) fn from_child(signo: i32, code: i32, pid: i32, status: i32, usage: Usage) -> Self {
+        // In clock ticks of USER_HZ.
+        const TICK_NS: u64 = 10_000_000;
+        let mut info = Self::with(signo, code);
+        info.put(16, &pid.to_ne_bytes());
+        info.put(20, &0_u32.to_ne_bytes());
+        info.put(24, &status.to_ne_bytes());
+        info.put(32, &(usage.user_ns / TICK_NS).to_ne_bytes());
+        info.put(40, &(usage.system_ns / TICK_NS).to_ne_bytes());
         info
     }
 

@@ -15,7 +15,7 @@ fn done(_: usize) -> i64 {
 }
 
 pub(super) fn dup(task: &mut Task, fd: Fd) -> SysResult {
-    let mut files = task.process.files();
+    let mut files = task.files();
     let file = files.get(fd.0)?;
     files.insert(file, false).map(i64::from)
 }
@@ -31,7 +31,7 @@ pub(super) fn dup3(task: &mut Task, old: Fd, new: Fd, flags: OpenFlags) -> SysRe
     if old == new || flags.0 & !libc::O_CLOEXEC != 0 {
         return Err(Errno::EINVAL);
     }
-    let mut files = task.process.files();
+    let mut files = task.files();
     let file = files.get(old.0)?;
     files.replace(new.0, file, flags.0 & libc::O_CLOEXEC != 0)?;
     Ok(i64::from(new.0))
@@ -44,12 +44,12 @@ pub(super) fn fcntl(task: &mut Task, fd: Fd, command: FcntlCommand, arg: Hex) ->
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => {
             let minimum = i32::try_from(number).map_err(|_| Errno::EINVAL)?;
             let cloexec = command.0 == libc::F_DUPFD_CLOEXEC;
-            task.process.files().insert_from(minimum, file, cloexec).map(i64::from)
+            task.files().insert_from(minimum, file, cloexec).map(i64::from)
         }
-        libc::F_GETFD => task.process.files().cloexec(fd.0).map(i64::from),
+        libc::F_GETFD => task.files().cloexec(fd.0).map(i64::from),
         libc::F_SETFD => {
             let cloexec = number & libc::FD_CLOEXEC as u64 != 0;
-            task.process.files().set_cloexec(fd.0, cloexec).map(|()| 0)
+            task.files().set_cloexec(fd.0, cloexec).map(|()| 0)
         }
         libc::F_GETFL
         | libc::F_SETFL

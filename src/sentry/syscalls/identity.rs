@@ -5,6 +5,7 @@ use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
+use crate::sentry::kernel::Node;
 use crate::sentry::task::Task;
 use zerocopy::IntoBytes as _;
 
@@ -13,11 +14,18 @@ pub(super) fn getpid(task: &mut Task) -> SysResult {
 }
 
 pub(super) fn gettid(task: &mut Task) -> SysResult {
-    Ok(i64::from(task.tid))
+    Ok(i64::from(task.tid()))
 }
 
-pub(super) fn getppid(_: &mut Task) -> SysResult {
-    host::getppid().map(|pid| pid as i64)
+/// A parent outside the guest: the supervisor's for the first process, process 1 for an orphan.
+pub(super) fn getppid(task: &mut Task) -> SysResult {
+    match task.with_node(|node| node.parent) {
+        Some(0) | None if task.process.pid == task.kernel().first_pid => {
+            host::getppid().map(|pid| pid as i64)
+        }
+        Some(0) | None => Ok(1),
+        Some(parent) => Ok(i64::from(parent)),
+    }
 }
 
 pub(super) fn getuid(_: &mut Task) -> SysResult {
@@ -152,27 +160,39 @@ pub(super) fn setfsgid(_: &mut Task, _gid: u32) -> SysResult {
     host::getegid().map(|id| id as i64)
 }
 
-/// The host's name for a process id argument of the guest.
-fn host_pid(task: &Task, pid: i32) -> i32 {
-    if pid == task.process.pid { 0 } else { pid }
+pub(super) fn getpgrp(task: &mut Task) -> SysResult {
+    getpgid(task, 0)
 }
 
-pub(super) fn getpgrp(_: &mut Task) -> SysResult {
-    host::getpgid(0).map(|pid| pid as i64)
+/// The node of a process id argument; 0 is the caller's.
+fn look<T>(task: &Task, pid: i32, look: impl FnOnce(&Node) -> T) -> Result<T, Errno> {
+    let pid = if pid == 0 { task.process.pid } else { pid };
+    let tree = task.kernel().tree();
+    let pid = tree.process_of(pid).map_or(pid, |process| process.pid);
+    tree.node(pid).map(look).ok_or(Errno::ESRCH)
 }
 
 pub(super) fn getpgid(task: &mut Task, pid: i32) -> SysResult {
-    host::getpgid(host_pid(task, pid)).map(|pid| pid as i64)
+    match look(task, pid, |node| node.group) {
+        Err(Errno::ESRCH) => host::getpgid(pid).map(|group| group as i64),
+        group => group.map(i64::from),
+    }
 }
 
-pub(super) fn setpgid(task: &mut Task, pid: i32, pgid: i32) -> SysResult {
-    host::setpgid(host_pid(task, pid), pgid).map(|_| 0)
+pub(super) fn setpgid(task: &mut Task, pid: i32, group: i32) -> SysResult {
+    if pid < 0 {
+        return Err(Errno::EINVAL);
+    }
+    task.kernel().tree().set_group(task.process.pid, pid, group).map(|()| 0)
 }
 
 pub(super) fn getsid(task: &mut Task, pid: i32) -> SysResult {
-    host::getsid(host_pid(task, pid)).map(|pid| pid as i64)
+    match look(task, pid, |node| node.session) {
+        Err(Errno::ESRCH) => host::getsid(pid).map(|session| session as i64),
+        session => session.map(i64::from),
+    }
 }
 
-pub(super) fn setsid(_: &mut Task) -> SysResult {
-    host::setsid().map(|pid| pid as i64)
+pub(super) fn setsid(task: &mut Task) -> SysResult {
+    task.kernel().tree().new_session(task.process.pid).map(i64::from)
 }

@@ -86,7 +86,7 @@ pub(super) fn ioctl(task: &mut Task, fd: Fd, request: IoctlRequest, arg: Hex) ->
     let result = match argument(request.0).ok_or(Errno::ENOTTY)? {
         Argument::Number => host::ioctl_number(file.as_fd(), request.0, arg.0)?,
         Argument::CloseOnExec(cloexec) => {
-            task.process.files().set_cloexec(fd.0, cloexec)?;
+            task.files().set_cloexec(fd.0, cloexec)?;
             0
         }
         Argument::In(len) => {

@@ -4,9 +4,13 @@
 //! decoding for the handler and the text of `--trace`; an argument that points to input is read from the guest once.
 
 pub(crate) mod args;
+mod clone;
 mod descriptor;
+mod epoll;
+mod futex;
 mod identity;
 mod ioctl;
+mod kill;
 mod locate;
 mod memory;
 mod names;
@@ -21,7 +25,10 @@ mod system;
 mod table;
 mod time;
 mod transfer;
+mod wait;
 mod xattr;
+
+pub(crate) use epoll::Epoll;
 
 use super::errno::Errno;
 use super::task::{AfterCall, Task};

@@ -23,12 +23,12 @@ fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> S
         && flags & libc::O_PATH == 0
         && let Some(file) = task.open_special(special, flags)?
     {
-        return task.process.files().insert(Arc::new(file), cloexec).map(i64::from);
+        return task.files().insert(Arc::new(file), cloexec).map(i64::from);
     }
     let located = task.locate(dirfd, path, flags & libc::O_NOFOLLOW == 0)?;
     let flags = flags | libc::O_CLOEXEC;
     let creates = flags & libc::O_CREAT != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE;
-    let mode = if creates { mode & 0o7777 & !task.process.fs().umask } else { 0 };
+    let mode = if creates { mode & 0o7777 & !task.fs().umask } else { 0 };
     // Only a FIFO or a device waits to be opened. O_NONBLOCK would tell, but changes the open file; what is known
     // to be neither is opened at once.
     let host = if flags & (libc::O_NONBLOCK | libc::O_DIRECTORY | libc::O_PATH) != 0 || !is_special(&located)
@@ -79,7 +79,7 @@ pub(super) fn openat2(task: &mut Task, dir: DirFd, path: Path, how: GuestAddr, s
 }
 
 pub(super) fn close(task: &mut Task, fd: Fd) -> SysResult {
-    let file = task.process.files().remove(fd.0)?;
+    let file = task.files().remove(fd.0)?;
     drop(file);
     Ok(0)
 }
@@ -90,7 +90,7 @@ pub(super) fn close_range(task: &mut Task, first: u32, last: u32, flags: u32) ->
     if first > last || flags & !(UNSHARE | CLOEXEC) != 0 {
         return Err(Errno::EINVAL);
     }
-    task.process.files().close_range(first, last, flags & CLOEXEC != 0);
+    task.files().close_range(first, last, flags & CLOEXEC != 0);
     Ok(0)
 }
 
@@ -101,7 +101,7 @@ pub(super) fn pipe(task: &mut Task, fds: OutFdPair) -> SysResult {
 pub(super) fn pipe2(task: &mut Task, fds: OutFdPair, flags: OpenFlags) -> SysResult {
     let cloexec = flags.0 & libc::O_CLOEXEC != 0;
     let (reader, writer) = host::pipe2(flags.0 | libc::O_CLOEXEC)?;
-    let mut table = task.process.files();
+    let mut table = task.files();
     let first = table.insert(Arc::new(File::new(reader)), cloexec)?;
     let second = table.insert(Arc::new(File::new(writer)), cloexec);
     let result = second.and_then(|second| task.memory().write_object(fds.0, &[first, second]));
@@ -130,7 +130,7 @@ pub(super) fn memfd_create(task: &mut Task, name: Path, flags: Hex) -> SysResult
 }
 
 pub(super) fn umask(task: &mut Task, mask: Mode) -> SysResult {
-    let mut fs = task.process.fs();
+    let mut fs = task.fs();
     let old = std::mem::replace(&mut fs.umask, mask.0 & 0o777);
     Ok(i64::from(old))
 }
@@ -155,7 +155,7 @@ fn change_directory(task: &mut Task, directory: std::os::fd::OwnedFd) -> SysResu
     use std::os::fd::AsFd as _;
     let by_descriptor = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
     host::faccessat2(directory.as_fd(), c"", libc::X_OK as u32, by_descriptor)?;
-    task.process.fs().cwd = Arc::new(directory);
+    task.fs().cwd = Arc::new(directory);
     Ok(0)
 }
 

@@ -42,7 +42,7 @@ pub(super) fn mkdir(task: &mut Task, path: Path, mode: Mode) -> SysResult {
 
 pub(super) fn mkdirat(task: &mut Task, dir: DirFd, path: Path, mode: Mode) -> SysResult {
     let at = task.locate(dir.0, &path, false)?;
-    let umask = task.process.fs().umask;
+    let umask = task.fs().umask;
     host::mkdirat(at.dir(), at.path(), mode.0 & !umask).map(done)
 }
 
@@ -52,7 +52,7 @@ pub(super) fn mknod(task: &mut Task, path: Path, mode: Mode, device: u32) -> Sys
 
 pub(super) fn mknodat(task: &mut Task, dir: DirFd, path: Path, mode: Mode, device: u32) -> SysResult {
     let at = task.locate(dir.0, &path, false)?;
-    let umask = task.process.fs().umask;
+    let umask = task.fs().umask;
     host::mknodat(at.dir(), at.path(), mode.0 & !umask, device).map(done)
 }
 

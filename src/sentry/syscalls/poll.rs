@@ -163,7 +163,7 @@ fn select_files(
     timeout: Timeout,
 ) -> (SysResult, Duration) {
     let count = match usize::try_from(count) {
-        Ok(count) => count.min(task.process.files().room()),
+        Ok(count) => count.min(task.files().room()),
         Err(_) => return (Err(Errno::EINVAL), Duration::ZERO),
     };
     let read = || -> Result<[FdSet; 3], Errno> {

@@ -1,16 +1,27 @@
 //! The life of a process: exec, exit, waiting; and what a thread registers about itself.
 
 use super::SysResult;
-use super::args::{ArchPrctl, Hex, Path, WaitOptions};
+use super::args::{ArchPrctl, Hex, Path};
 use crate::GuestAddr;
-use crate::sentry::abi::Timespec;
+use crate::sentry::abi::NSIG;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
-use crate::sentry::host;
+use crate::sentry::kernel::Node;
 use crate::sentry::task::{ExitStatus, Task};
 
+/// `struct robust_list_head`.
+const ROBUST_LIST_HEAD: usize = 24;
+
+/// Ends the thread.
 pub(super) fn exit(task: &mut Task, status: i32) -> SysResult {
     task.exit = Some(ExitStatus::Exited(status & 0xff));
+    Ok(0)
+}
+
+/// Ends the process.
+pub(super) fn exit_group(task: &mut Task, status: i32) -> SysResult {
+    task.process.end(ExitStatus::Exited(status & 0xff));
+    task.exit = task.process.ending();
     Ok(0)
 }
 
@@ -29,36 +40,26 @@ pub(super) fn execveat(
     task.execute(dir.0, &path, argv, envp, flags.0)
 }
 
-/// There are no child processes yet.
-pub(super) fn wait4(
-    _: &mut Task,
-    _pid: i32,
-    _status: GuestAddr,
-    _: WaitOptions,
-    _usage: GuestAddr,
-) -> SysResult {
-    Err(Errno::ECHILD)
+pub(super) fn set_tid_address(task: &mut Task, addr: GuestAddr) -> SysResult {
+    task.clear_child_tid = addr.raw();
+    Ok(i64::from(task.tid()))
 }
 
-pub(super) fn waitid(
-    _: &mut Task,
-    _kind: i32,
-    _id: i32,
-    _info: GuestAddr,
-    _: WaitOptions,
-    _usage: GuestAddr,
-) -> SysResult {
-    Err(Errno::ECHILD)
+pub(super) fn set_robust_list(task: &mut Task, head: GuestAddr, len: usize) -> SysResult {
+    if len != ROBUST_LIST_HEAD {
+        return Err(Errno::EINVAL);
+    }
+    task.robust_list = head.raw();
+    Ok(0)
 }
 
-pub(super) fn set_tid_address(task: &mut Task, _addr: GuestAddr) -> SysResult {
-    // The address matters when a thread ends and others wait for it.
-    Ok(i64::from(task.tid))
-}
-
-pub(super) fn set_robust_list(_: &mut Task, _head: GuestAddr, len: usize) -> SysResult {
-    const HEAD_LEN: usize = 24;
-    if len == HEAD_LEN { Ok(0) } else { Err(Errno::EINVAL) }
+pub(super) fn get_robust_list(task: &mut Task, tid: i32, head: GuestAddr, len: GuestAddr) -> SysResult {
+    if tid != 0 && tid != task.tid() {
+        // Another thread's list is its own.
+        return Err(if task.kernel().tree().thread(tid).is_some() { Errno::EPERM } else { Errno::ESRCH });
+    }
+    task.memory().write_object(len, &(ROBUST_LIST_HEAD as u64))?;
+    task.memory().write_object(head, &task.robust_list).map(|()| 0)
 }
 
 /// Not offered, as on a kernel without it: the C library then goes without.
@@ -101,58 +102,40 @@ pub(super) fn prctl(task: &mut Task, option: i32, arg: Hex, _: Hex, _: Hex, _: H
                 }
                 Err(errno) => return Err(errno),
             };
-            task.set_name(&name);
+            task.handle.set_name(&name);
             Ok(0)
         }
-        libc::PR_GET_NAME => task.memory().write_object(addr, &task.name).map(|()| 0),
+        libc::PR_GET_NAME => task.memory().write_object(addr, &task.handle.name()).map(|()| 0),
         libc::PR_GET_DUMPABLE | libc::PR_GET_NO_NEW_PRIVS => Ok(1),
         libc::PR_SET_DUMPABLE if arg.0 <= 1 => Ok(0),
         libc::PR_SET_NO_NEW_PRIVS if arg.0 == 1 => Ok(0),
-        // With one process these have nothing to act on.
-        libc::PR_SET_PDEATHSIG | libc::PR_SET_TIMERSLACK | libc::PR_SET_CHILD_SUBREAPER => Ok(0),
-        libc::PR_GET_PDEATHSIG | libc::PR_GET_CHILD_SUBREAPER => {
-            task.memory().write_object(addr, &0_i32).map(|()| 0)
+        libc::PR_SET_PDEATHSIG => {
+            let signo = i32::try_from(arg.0).ok().filter(|signo| (0..=NSIG).contains(signo));
+            task.with_node(|node| node.death_signal = signo.unwrap_or(0));
+            signo.map(|_| 0).ok_or(Errno::EINVAL)
         }
+        libc::PR_GET_PDEATHSIG => {
+            let signo = task.with_node(|node| node.death_signal).unwrap_or(0);
+            task.memory().write_object(addr, &signo).map(|()| 0)
+        }
+        libc::PR_SET_CHILD_SUBREAPER => {
+            task.with_node(|node| node.is_subreaper = arg.0 != 0);
+            Ok(0)
+        }
+        libc::PR_GET_CHILD_SUBREAPER => {
+            let is = task.with_node(|node| node.is_subreaper).unwrap_or(false);
+            task.memory().write_object(addr, &i32::from(is)).map(|()| 0)
+        }
+        libc::PR_SET_TIMERSLACK => Ok(0),
         libc::PR_GET_TIMERSLACK => Ok(50_000),
         libc::PR_GET_SECUREBITS | libc::PR_GET_KEEPCAPS | libc::PR_GET_SECCOMP => Ok(0),
         _ => Err(Errno::EINVAL),
     }
 }
 
-/// futex(2) of a process with one thread: nobody else waits, and nobody else wakes.
-pub(super) fn futex(
-    task: &mut Task,
-    addr: GuestAddr,
-    operation: i32,
-    value: u32,
-    timeout: GuestAddr,
-    _addr2: GuestAddr,
-    _value3: u32,
-) -> SysResult {
-    let command = operation & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
-    if !addr.raw().is_multiple_of(4) {
-        return Err(Errno::EINVAL);
-    }
-    match command {
-        libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET => {
-            let limit = task.memory().read_optional::<Timespec>(timeout)?;
-            if task.memory().read_object::<u32>(addr)? != value {
-                return Err(Errno::EAGAIN);
-            }
-            let Some(limit) = limit else {
-                return task.wait(|_, attention| host::wait_ppoll(attention, &mut [], None, 0)).map(|_| 0);
-            };
-            limit.to_duration().ok_or(Errno::EINVAL)?;
-            let realtime = operation & libc::FUTEX_CLOCK_REALTIME != 0;
-            let clock = if realtime { libc::CLOCK_REALTIME } else { libc::CLOCK_MONOTONIC };
-            let flags = if command == libc::FUTEX_WAIT_BITSET { libc::TIMER_ABSTIME } else { 0 };
-            let request = limit.to_array();
-            task.wait(|_, attention| host::wait_nanosleep(attention, clock, flags, &request, None))?;
-            Err(Errno::ETIMEDOUT)
-        }
-        libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET | libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => {
-            task.memory().read_object::<u32>(addr).map(|_| 0)
-        }
-        _ => Err(Errno::ENOSYS),
+impl Task {
+    /// Looks at, or changes, what the tree has of the task's process.
+    pub(super) fn with_node<T>(&self, look: impl FnOnce(&mut Node) -> T) -> Option<T> {
+        self.kernel().tree().node_mut(self.process.pid).map(look)
     }
 }

@@ -3,11 +3,11 @@
 use super::SysResult;
 use super::args::{MaskHow, Signo};
 use crate::GuestAddr;
-use crate::sentry::abi::{KernelSigaction, NSIG, StackT, Timespec};
+use crate::sentry::abi::{KernelSigaction, StackT, Timespec};
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
-use crate::sentry::signals::{AltStack, SS_AUTODISARM, SigInfo, SignalSet};
+use crate::sentry::signals::{AltStack, SS_AUTODISARM, SignalSet};
 use crate::sentry::task::{AfterCall, Task};
 use std::time::{Duration, Instant};
 
@@ -37,25 +37,24 @@ pub(super) fn rt_sigaction(
     };
     if new.is_some() && task.process.actions().is_ignored(signo.0) {
         let gone = SignalSet::default().with(signo.0);
-        task.signals.pending.discard(gone);
-        task.process.inbox.pending().discard(gone);
+        task.process.pending().discard(gone);
+        for thread in &*task.process.threads() {
+            thread.pending().discard(gone);
+        }
     }
     task.memory().write_optional(old, &previous).map(|()| 0)
 }
 
 impl Task {
-    /// Changes the mask; signals that it lets through are looked at when the call returns.
-    fn set_mask(&mut self, mask: SignalSet) {
-        self.signals.mask = mask.minus(SignalSet::UNBLOCKABLE);
-        if self.deliverable() != SignalSet::default() {
-            self.process.inbox.attention().raise();
-        }
-    }
-
     /// Uses another mask for the length of a call; delivery puts the old one back.
     pub(super) fn suspend_mask(&mut self, mask: SignalSet) {
-        self.signals.saved_mask = Some(self.signals.mask);
+        self.signals.saved_mask = Some(self.handle.mask());
         self.set_mask(mask);
+    }
+
+    /// What is pending for this task, its process's signals included.
+    pub(crate) fn all_pending(&self) -> SignalSet {
+        self.handle.pending().set().union(self.process.pending().set())
     }
 }
 
@@ -67,7 +66,7 @@ pub(super) fn rt_sigprocmask(
     size: usize,
 ) -> SysResult {
     check_size(size)?;
-    let previous = task.signals.mask;
+    let previous = task.handle.mask();
     if let Some(set) = task.memory().read_optional::<u64>(new)?.map(SignalSet) {
         let mask = match how.0 {
             libc::SIG_BLOCK => previous.union(set),
@@ -89,8 +88,7 @@ pub(super) fn rt_sigpending(task: &mut Task, set: GuestAddr, size: usize) -> Sys
     if size > SET_SIZE {
         return Err(Errno::EINVAL);
     }
-    let pending = task.signals.pending.set().union(task.process.inbox.pending().set());
-    let blocked = pending.0 & task.signals.mask.0;
+    let blocked = task.all_pending().0 & task.handle.mask().0;
     task.memory().write(set, &blocked.to_ne_bytes()[..size])?;
     Ok(0)
 }
@@ -130,12 +128,12 @@ pub(super) fn rt_sigtimedwait(
     };
     let started = Instant::now();
     // While it waits the signals count as unblocked, so that their arrival ends the wait.
-    let old_mask = task.signals.mask;
-    task.signals.mask = old_mask.minus(wanted);
+    let old_mask = task.handle.mask();
+    task.handle.set_awaited(wanted);
+    task.set_mask(old_mask.minus(wanted));
     let result = loop {
-        let inbox = &task.process.inbox;
-        let taken = task.signals.pending.take(wanted).or_else(|| inbox.pending().take(wanted));
-        if let Some(taken) = taken {
+        let own = task.handle.pending().take(wanted);
+        if let Some(taken) = own.or_else(|| task.process.pending().take(wanted)) {
             break Ok(taken);
         }
         let left = limit.map(|limit| limit.saturating_sub(started.elapsed()));
@@ -146,15 +144,15 @@ pub(super) fn rt_sigtimedwait(
         match task.wait(|_, attention| host::wait_ppoll(attention, &mut [], time.as_mut(), 0)) {
             Ok(_) => {}
             Err(Errno::ERESTARTSYS) => {
-                let pending = task.signals.pending.set().union(task.process.inbox.pending().set());
-                if pending.0 & wanted.0 == 0 {
+                if task.all_pending().0 & wanted.0 == 0 {
                     break Err(Errno::EINTR);
                 }
             }
             Err(errno) => break Err(errno),
         }
     };
-    task.signals.mask = old_mask;
+    task.handle.set_awaited(SignalSet::default());
+    task.set_mask(old_mask);
     let taken = result?;
     task.memory().write_optional(info, &taken.0)?;
     Ok(i64::from(taken.signo()))
@@ -186,98 +184,4 @@ pub(super) fn sigaltstack(task: &mut Task, new: GuestAddr, old: GuestAddr) -> Sy
         0
     };
     task.memory().write_optional(old, &current.to_abi(state | current.flags & SS_AUTODISARM)).map(|()| 0)
-}
-
-fn check_signal(signo: i32) -> Result<(), Errno> {
-    if (0..=NSIG).contains(&signo) { Ok(()) } else { Err(Errno::EINVAL) }
-}
-
-fn own_uid() -> u32 {
-    host::getuid().unwrap_or_default() as u32
-}
-
-pub(super) fn kill(task: &mut Task, pid: i32, signo: Signo) -> SysResult {
-    check_signal(signo.0)?;
-    if pid == task.process.pid {
-        if signo.0 != 0 && !task.process.actions().is_ignored(signo.0) {
-            let info = SigInfo::from_user(signo.0, libc::SI_USER, task.process.pid, own_uid());
-            task.process.inbox.post_to_self(info);
-        }
-        return Ok(0);
-    }
-    if pid == task.memory().pid() {
-        return Err(Errno::ESRCH); // the stub process is no process to the guest
-    }
-    // Another process of the host, or a group: a group that the guest is in includes the supervisor, which passes
-    // the signal on.
-    host::kill(pid, signo.0).map(|_| 0)
-}
-
-fn send_to_thread(task: &mut Task, tid: i32, signo: i32) -> SysResult {
-    check_signal(signo)?;
-    if tid <= 0 {
-        return Err(Errno::EINVAL);
-    }
-    if tid != task.tid {
-        return Err(Errno::ESRCH);
-    }
-    if signo != 0 && !task.process.actions().is_ignored(signo) {
-        task.signal_self(SigInfo::from_user(signo, libc::SI_TKILL, task.process.pid, own_uid()))?;
-    }
-    Ok(0)
-}
-
-pub(super) fn tkill(task: &mut Task, tid: i32, signo: Signo) -> SysResult {
-    send_to_thread(task, tid, signo.0)
-}
-
-pub(super) fn tgkill(task: &mut Task, tgid: i32, tid: i32, signo: Signo) -> SysResult {
-    if tgid <= 0 {
-        return Err(Errno::EINVAL);
-    }
-    if tgid != task.process.pid {
-        return Err(Errno::ESRCH);
-    }
-    send_to_thread(task, tid, signo.0)
-}
-
-/// `siginfo` from the guest, allowed to itself with the codes that are not the kernel's.
-fn queue(task: &mut Task, signo: i32, info: GuestAddr) -> Result<SigInfo, Errno> {
-    let mut bytes: [u8; 128] = task.memory().read_object(info)?;
-    bytes[..4].copy_from_slice(&signo.to_ne_bytes());
-    let info = SigInfo(bytes);
-    check_signal(signo)?;
-    Ok(info)
-}
-
-pub(super) fn rt_sigqueueinfo(task: &mut Task, pid: i32, signo: Signo, info: GuestAddr) -> SysResult {
-    let info = queue(task, signo.0, info)?;
-    if pid != task.process.pid {
-        return Err(if info.code() >= 0 || info.code() == libc::SI_TKILL {
-            Errno::EPERM
-        } else {
-            Errno::ESRCH
-        });
-    }
-    if signo.0 != 0 && !task.process.actions().is_ignored(signo.0) && !task.process.inbox.post_to_self(info) {
-        return Err(Errno::EAGAIN);
-    }
-    Ok(0)
-}
-
-pub(super) fn rt_tgsigqueueinfo(
-    task: &mut Task,
-    tgid: i32,
-    tid: i32,
-    signo: Signo,
-    info: GuestAddr,
-) -> SysResult {
-    let info = queue(task, signo.0, info)?;
-    if tgid != task.process.pid || tid != task.tid {
-        return Err(Errno::ESRCH);
-    }
-    if signo.0 != 0 && !task.process.actions().is_ignored(signo.0) {
-        task.signal_self(info)?;
-    }
-    Ok(0)
 }

@@ -63,7 +63,7 @@ pub(super) fn getdents64(task: &mut Task, fd: Fd, buf: GuestAddr, size: u32) -> 
     let mut bytes = vec![0; (size as usize).min(ENTRIES_MAX)];
     let len = match file.directory() {
         Some(directory) => {
-            let descriptors: Vec<i32> = task.process.files().numbers().collect();
+            let descriptors: Vec<i32> = task.files().numbers().collect();
             directory.read_entries(&descriptors, &mut bytes)?
         }
         None => host::getdents64(file.as_fd(), &mut bytes[..])?,

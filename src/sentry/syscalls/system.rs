@@ -47,7 +47,7 @@ pub(super) fn getrandom(task: &mut Task, buf: OutBytes, count: usize, flags: Ran
 }
 
 fn own_pid(task: &Task, pid: i32) -> Result<(), Errno> {
-    if pid == 0 || pid == task.process.pid || pid == task.tid { Ok(()) } else { Err(Errno::ESRCH) }
+    if pid == 0 || pid == task.process.pid || pid == task.tid() { Ok(()) } else { Err(Errno::ESRCH) }
 }
 
 pub(super) fn getrlimit(task: &mut Task, which: Resource, limit: GuestAddr) -> SysResult {
@@ -74,7 +74,7 @@ pub(super) fn prlimit64(
         limits.set(which.0, new)?;
         let descriptors = limits.descriptors();
         drop(limits);
-        task.process.files().set_limit(descriptors);
+        task.files().set_limit(descriptors);
     }
     task.memory().write_optional(old, &current).map(|()| 0)
 }

@@ -2,8 +2,8 @@
 
 use super::args::*;
 use super::{
-    descriptor, identity, ioctl, memory, open, path, poll, process, read_write, signal, stat, syscall_table,
-    system, time, xattr,
+    clone, descriptor, epoll, futex, identity, ioctl, kill, memory, open, path, poll, process, read_write,
+    signal, stat, syscall_table, system, time, wait, xattr,
 };
 use crate::GuestAddr;
 
@@ -47,9 +47,12 @@ syscall_table! {
     39 getpid() => identity::getpid;
     40 sendfile(out: Fd, input: Fd, offset: GuestAddr, count: usize) => read_write::sendfile;
     59 execve(path: Path, argv: GuestAddr, envp: GuestAddr) => process::execve;
+    56 clone(flags: Hex, stack: GuestAddr, parent_tid: GuestAddr, child_tid: GuestAddr, tls: Hex) => clone::clone;
+    57 fork() => clone::fork;
+    58 vfork() => clone::vfork;
     60 exit(status: i32) => process::exit;
-    61 wait4(pid: i32, status: GuestAddr, options: WaitOptions, usage: GuestAddr) => process::wait4;
-    62 kill(pid: i32, signo: Signo) => signal::kill;
+    61 wait4(pid: i32, status: GuestAddr, options: WaitOptions, usage: GuestAddr) => wait::wait4;
+    62 kill(pid: i32, signo: Signo) => kill::kill;
     63 uname(buf: GuestAddr) => system::uname;
     72 fcntl(fd: Fd, command: FcntlCommand, arg: Hex) => descriptor::fcntl;
     73 flock(fd: Fd, operation: i32) => descriptor::flock;
@@ -103,7 +106,7 @@ syscall_table! {
     124 getsid(pid: i32) => identity::getsid;
     127 rt_sigpending(set: GuestAddr, size: usize) => signal::rt_sigpending;
     128 rt_sigtimedwait(set: GuestAddr, info: GuestAddr, timeout: GuestAddr, size: usize) => signal::rt_sigtimedwait;
-    129 rt_sigqueueinfo(pid: i32, signo: Signo, info: GuestAddr) => signal::rt_sigqueueinfo;
+    129 rt_sigqueueinfo(pid: i32, signo: Signo, info: GuestAddr) => kill::rt_sigqueueinfo;
     130 rt_sigsuspend(mask: GuestAddr, size: usize) => signal::rt_sigsuspend;
     131 sigaltstack(new: GuestAddr, old: GuestAddr) => signal::sigaltstack;
     132 utime(path: Path, times: GuestAddr) => path::utime;
@@ -140,12 +143,13 @@ syscall_table! {
     197 removexattr(path: Path, name: Path) => xattr::removexattr;
     198 lremovexattr(path: Path, name: Path) => xattr::lremovexattr;
     199 fremovexattr(fd: Fd, name: Path) => xattr::fremovexattr;
-    200 tkill(tid: i32, signo: Signo) => signal::tkill;
+    200 tkill(tid: i32, signo: Signo) => kill::tkill;
     201 time(result: GuestAddr) => time::time;
     202 futex(addr: GuestAddr, operation: i32, value: u32, timeout: GuestAddr, addr2: GuestAddr, value3: u32)
-        => process::futex;
+        => futex::futex;
     203 sched_setaffinity(pid: i32, size: usize, mask: GuestAddr) => system::sched_setaffinity;
     204 sched_getaffinity(pid: i32, size: usize, mask: GuestAddr) => system::sched_getaffinity;
+    213 epoll_create(size: i32) => epoll::epoll_create;
     217 getdents64(fd: Fd, buf: GuestAddr, size: u32) => stat::getdents64;
     218 set_tid_address(addr: GuestAddr) => process::set_tid_address;
     221 fadvise64(fd: Fd, offset: i64, length: i64, advice: i32) => descriptor::fadvise64;
@@ -153,10 +157,12 @@ syscall_table! {
     228 clock_gettime(clock: ClockId, time: OutTimespec) => time::clock_gettime;
     229 clock_getres(clock: ClockId, time: OutTimespec) => time::clock_getres;
     230 clock_nanosleep(clock: ClockId, flags: i32, request: InTimespec, remaining: GuestAddr) => time::clock_nanosleep;
-    231 exit_group(status: i32) => process::exit;
-    234 tgkill(tgid: i32, tid: i32, signo: Signo) => signal::tgkill;
+    231 exit_group(status: i32) => process::exit_group;
+    232 epoll_wait(epoll: Fd, events: GuestAddr, most: i32, timeout: i32) => epoll::epoll_wait;
+    233 epoll_ctl(epoll: Fd, operation: i32, fd: Fd, event: GuestAddr) => epoll::epoll_ctl;
+    234 tgkill(tgid: i32, tid: i32, signo: Signo) => kill::tgkill;
     235 utimes(path: Path, times: GuestAddr) => path::utimes;
-    247 waitid(kind: i32, id: i32, info: GuestAddr, options: WaitOptions, usage: GuestAddr) => process::waitid;
+    247 waitid(kind: i32, id: i32, info: GuestAddr, options: WaitOptions, usage: GuestAddr) => wait::waitid;
     252 ioprio_get(which: i32, who: i32) => system::ioprio_get;
     257 openat(dir: DirFd, path: Path, flags: OpenFlags, mode: Mode) => open::openat;
     258 mkdirat(dir: DirFd, path: Path, mode: Mode) => path::mkdirat;
@@ -175,19 +181,24 @@ syscall_table! {
         count: i32, reads: GuestAddr, writes: GuestAddr, excepts: GuestAddr, timeout: InTimespec, mask: GuestAddr,
     ) => poll::pselect6;
     271 ppoll(fds: GuestAddr, count: u32, timeout: InTimespec, mask: GuestAddr, size: usize) => poll::ppoll;
+    272 unshare(flags: Hex) => clone::unshare;
     273 set_robust_list(head: GuestAddr, len: usize) => process::set_robust_list;
+    274 get_robust_list(tid: i32, head: GuestAddr, len: GuestAddr) => process::get_robust_list;
     275 splice(input: Fd, from: GuestAddr, out: Fd, to: GuestAddr, len: usize, flags: u32) => read_write::splice;
     276 tee(input: Fd, out: Fd, len: usize, flags: u32) => read_write::tee;
     277 sync_file_range(fd: Fd, offset: i64, length: i64, flags: u32) => descriptor::sync_file_range;
     280 utimensat(dir: DirFd, path: OptionalPath, times: GuestAddr, flags: AtFlags) => path::utimensat;
+    281 epoll_pwait(epoll: Fd, events: GuestAddr, most: i32, timeout: i32, mask: GuestAddr, size: usize)
+        => epoll::epoll_pwait;
     284 eventfd(initial: u32) => open::eventfd;
     285 fallocate(fd: Fd, mode: i32, offset: i64, length: i64) => descriptor::fallocate;
     290 eventfd2(initial: u32, flags: i32) => open::eventfd2;
+    291 epoll_create1(flags: OpenFlags) => epoll::epoll_create1;
     292 dup3(old: Fd, new: Fd, flags: OpenFlags) => descriptor::dup3;
     293 pipe2(fds: OutFdPair, flags: OpenFlags) => open::pipe2;
     295 preadv(fd: Fd, iov: OutIovecs, count: usize, offset: i64) => read_write::preadv;
     296 pwritev(fd: Fd, iov: InIovecs, count: usize, offset: i64) => read_write::pwritev;
-    297 rt_tgsigqueueinfo(tgid: i32, tid: i32, signo: Signo, info: GuestAddr) => signal::rt_tgsigqueueinfo;
+    297 rt_tgsigqueueinfo(tgid: i32, tid: i32, signo: Signo, info: GuestAddr) => kill::rt_tgsigqueueinfo;
     302 prlimit64(pid: i32, which: Resource, new: GuestAddr, old: GuestAddr) => system::prlimit64;
     306 syncfs(fd: Fd) => descriptor::syncfs;
     309 getcpu(cpu: GuestAddr, node: GuestAddr, cache: GuestAddr) => system::getcpu;
@@ -203,9 +214,12 @@ syscall_table! {
     328 pwritev2(fd: Fd, iov: InIovecs, count: usize, offset: i64, high: u64, flags: i32) => read_write::pwritev2;
     332 statx(dir: DirFd, path: Path, flags: AtFlags, mask: Hex, buf: GuestAddr) => stat::statx;
     334 rseq(area: GuestAddr, len: u32, flags: i32, signature: Hex) => process::rseq;
+    435 clone3(args: GuestAddr, size: usize) => clone::clone3;
     436 close_range(first: u32, last: u32, flags: u32) => open::close_range;
     437 openat2(dir: DirFd, path: Path, how: GuestAddr, size: usize) => open::openat2;
     439 faccessat2(dir: DirFd, path: Path, mode: AccessMode, flags: AtFlags) => path::faccessat2;
+    441 epoll_pwait2(epoll: Fd, events: GuestAddr, most: i32, timeout: GuestAddr, mask: GuestAddr, size: usize)
+        => epoll::epoll_pwait2;
     452 fchmodat2(dir: DirFd, path: Path, mode: Mode, flags: AtFlags) => path::fchmodat2;
 }
 

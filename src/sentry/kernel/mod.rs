@@ -1,0 +1,98 @@
+//! What all processes of one guest share: the process tree, the threads that run tasks, what is recorded.
+
+mod exit;
+mod groups;
+mod send;
+pub(crate) mod tree;
+mod wait;
+mod workers;
+
+pub(crate) use send::Target;
+pub(crate) use tree::{Child, Life, Node, Tree};
+pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
+
+use super::futex::FutexTable;
+use super::observe::{Counts, TraceOutput};
+use super::process::lock;
+use super::task::ExitStatus;
+use crate::{SwitchError, Systrap};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use workers::Workers;
+
+/// One guest: all that was started by one [`Guest`](super::Guest).
+pub(crate) struct Kernel {
+    pub(crate) platform: Systrap,
+    /// The extended-state features of the host (XCR0).
+    pub(crate) xfeatures: u64,
+    /// The process that [`Guest`](super::Guest) started.
+    pub(crate) first_pid: i32,
+    tree: Mutex<Tree>,
+    pub(crate) workers: Workers,
+    pub(crate) futexes: FutexTable,
+    pub(crate) counts: Mutex<Counts>,
+    pub(crate) trace: Option<Arc<TraceOutput>>,
+    end: Mutex<End>,
+    ended: Condvar,
+}
+
+/// What is known of the guest's end.
+#[derive(Default)]
+struct End {
+    /// How the first process ended.
+    status: Option<ExitStatus>,
+    /// Why the first process could not go on.
+    failure: Option<SwitchError>,
+    /// The last task is gone.
+    all_gone: bool,
+}
+
+impl Kernel {
+    pub(crate) fn new(platform: Systrap, first_pid: i32, trace: Option<Arc<TraceOutput>>) -> Self {
+        Self {
+            platform,
+            xfeatures: super::host::enabled_xfeatures(),
+            first_pid,
+            tree: Mutex::new(Tree::new(first_pid)),
+            workers: Workers::default(),
+            futexes: FutexTable::default(),
+            counts: Mutex::default(),
+            trace,
+            end: Mutex::default(),
+            ended: Condvar::new(),
+        }
+    }
+
+    /// The process tree. Whoever needs another lock of a process as well takes this one first.
+    pub(crate) fn tree(&self) -> MutexGuard<'_, Tree> {
+        lock(&self.tree)
+    }
+
+    /// Records that a process cannot be continued because of a failure of the platform. That of the first one is
+    /// what [`Guest::run`](super::Guest::run) returns.
+    pub(crate) fn report_failure(&self, pid: i32, error: SwitchError) {
+        if pid == self.first_pid {
+            lock(&self.end).failure.get_or_insert(error);
+        }
+    }
+
+    fn report_status(&self, status: ExitStatus) {
+        lock(&self.end).status = Some(status);
+    }
+
+    fn report_all_gone(&self) {
+        lock(&self.end).all_gone = true;
+        self.ended.notify_all();
+    }
+
+    /// Waits until no process is left, and returns how the first one ended.
+    pub(crate) fn wait_until_gone(&self) -> Result<ExitStatus, SwitchError> {
+        let mut end = lock(&self.end);
+        while !end.all_gone {
+            end = self.ended.wait(end).unwrap_or_else(PoisonError::into_inner);
+        }
+        match end.failure.take() {
+            Some(failure) => Err(failure),
+            None => Ok(end.status.unwrap_or(ExitStatus::Signaled(libc::SIGKILL))),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Sending signals.
+
+use super::SysResult;
+use super::args::Signo;
+use crate::GuestAddr;
+use crate::sentry::abi::NSIG;
+use crate::sentry::errno::Errno;
+use crate::sentry::guest_memory::GuestMemoryExt as _;
+use crate::sentry::host;
+use crate::sentry::kernel::{Life, Target, Tree};
+use crate::sentry::signals::SigInfo;
+use crate::sentry::task::{Task, TaskHandle};
+use std::sync::Arc;
+
+fn check_signal(signo: i32) -> Result<(), Errno> {
+    if (0..=NSIG).contains(&signo) { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+fn own_uid() -> u32 {
+    host::getuid().unwrap_or_default() as u32
+}
+
+/// A signal from this task.
+fn from_task(task: &Task, signo: i32, code: i32) -> SigInfo {
+    SigInfo::from_user(signo, code, task.process.pid, own_uid())
+}
+
+/// All processes of the guest but the caller's and, as process 1 is spared outside, the first.
+fn everybody_else(task: &Task, tree: &Tree) -> Vec<i32> {
+    let spared = [task.process.pid, task.kernel().first_pid];
+    tree.nodes()
+        .filter(|node| !spared.contains(&node.process.pid) && !matches!(node.life, Life::Zombie { .. }))
+        .map(|node| node.process.pid)
+        .collect()
+}
+
+pub(super) fn kill(task: &mut Task, pid: i32, signo: Signo) -> SysResult {
+    check_signal(signo.0)?;
+    let info = from_task(task, signo.0, libc::SI_USER);
+    let kernel = Arc::clone(task.kernel());
+    let mut tree = kernel.tree();
+    if pid > 0 {
+        if let Some(process) = tree.process_of(pid).cloned() {
+            return tree.send(Target::Process(&process), info).map(|()| 0);
+        }
+        if tree.nodes().any(|node| node.process.stub_pid() == pid) {
+            return Err(Errno::ESRCH); // a stub process is no process to the guest
+        }
+        drop(tree);
+        // A process outside the guest.
+        return host::kill(pid, signo.0).map(|_| 0);
+    }
+    let members = match pid {
+        -1 => everybody_else(task, &tree),
+        0 => {
+            let group = tree.node(task.process.pid).map_or(0, |node| node.group);
+            tree.group_members(group)
+        }
+        i32::MIN => return Err(Errno::ESRCH),
+        _ => tree.group_members(-pid),
+    };
+    tree.send_to_all(&members, info).map(|()| 0)
+}
+
+/// The thread of an id, of that process if one is named.
+fn find_thread(tree: &Tree, tgid: Option<i32>, tid: i32) -> Result<Arc<TaskHandle>, Errno> {
+    let thread = tree.thread(tid).ok_or(Errno::ESRCH)?;
+    if tgid.is_some_and(|tgid| tgid != thread.process.pid) {
+        return Err(Errno::ESRCH);
+    }
+    Ok(Arc::clone(thread))
+}
+
+fn send_to_thread(task: &Task, tgid: Option<i32>, tid: i32, info: SigInfo) -> SysResult {
+    let mut tree = task.kernel().tree();
+    let thread = find_thread(&tree, tgid, tid)?;
+    tree.send(Target::Thread(&thread), info).map(|()| 0)
+}
+
+pub(super) fn tkill(task: &mut Task, tid: i32, signo: Signo) -> SysResult {
+    if tid <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    check_signal(signo.0)?;
+    send_to_thread(task, None, tid, from_task(task, signo.0, libc::SI_TKILL))
+}
+
+pub(super) fn tgkill(task: &mut Task, tgid: i32, tid: i32, signo: Signo) -> SysResult {
+    if tgid <= 0 || tid <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    check_signal(signo.0)?;
+    send_to_thread(task, Some(tgid), tid, from_task(task, signo.0, libc::SI_TKILL))
+}
+
+/// `siginfo` from the guest; `own`: it is for the caller's own process. To others only codes that are not the
+/// kernel's may be sent.
+fn queued(task: &Task, signo: i32, info: GuestAddr, own: bool) -> Result<SigInfo, Errno> {
+    let mut bytes: [u8; 128] = task.memory().read_object(info)?;
+    bytes[..4].copy_from_slice(&signo.to_ne_bytes());
+    let info = SigInfo(bytes);
+    if !own && (info.code() >= 0 || info.code() == libc::SI_TKILL) {
+        return Err(Errno::EPERM);
+    }
+    check_signal(signo)?;
+    Ok(info)
+}
+
+pub(super) fn rt_sigqueueinfo(task: &mut Task, pid: i32, signo: Signo, info: GuestAddr) -> SysResult {
+    let info = queued(task, signo.0, info, pid == task.process.pid)?;
+    let mut tree = task.kernel().tree();
+    let process = tree.process_of(pid).cloned().ok_or(Errno::ESRCH)?;
+    tree.send(Target::Process(&process), info).map(|()| 0)
+}
+
+pub(super) fn rt_tgsigqueueinfo(
+    task: &mut Task,
+    tgid: i32,
+    tid: i32,
+    signo: Signo,
+    info: GuestAddr,
+) -> SysResult {
+    if tgid <= 0 || tid <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    let info = queued(task, signo.0, info, tgid == task.process.pid)?;
+    send_to_thread(task, Some(tgid), tid, info)
+}

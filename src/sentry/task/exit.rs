@@ -1,0 +1,77 @@
+//! The end of a task, and the thread of the supervisor that runs it.
+
+use super::Task;
+use crate::GuestAddr;
+use crate::sentry::guest_memory::GuestMemoryExt as _;
+use crate::sentry::host;
+use crate::sentry::kernel::tree::Usage;
+use crate::sentry::process::lock;
+use crate::sentry::signals::signal_name;
+use crate::sentry::task::ExitStatus;
+use std::sync::Arc;
+
+impl Task {
+    /// Runs the task in the calling thread until it has ended, and clears up after it.
+    pub(crate) fn run_to_end(mut self) {
+        self.used_before_ns = host::thread_time_ns();
+        self.handle.attach(self.context.interrupter());
+        let status = match self.run() {
+            Ok(status) => status,
+            Err(error) => {
+                // The stub process is gone: nothing of the guest process can go on.
+                self.kernel().report_failure(self.process.pid, error);
+                let status = ExitStatus::Signaled(libc::SIGKILL);
+                self.process.end(status);
+                status
+            }
+        };
+        self.finish(status);
+    }
+
+    fn finish(mut self, status: ExitStatus) {
+        if let Some(tracer) = &mut self.observer.tracer {
+            tracer.note(&match status {
+                ExitStatus::Exited(status) => format!("+++ exited with {status} +++"),
+                ExitStatus::Signaled(signo) => format!("+++ killed by {} +++", signal_name(signo)),
+            });
+        }
+        self.release_robust_mutexes();
+        self.clear_tid();
+        self.context.count_answers();
+        let kernel = Arc::clone(self.kernel());
+        lock(&kernel.counts).absorb(&self.observer.counts);
+        let own_ns = host::thread_time_ns().saturating_sub(self.used_before_ns);
+        let usage = self.process.add_usage(Usage { system_ns: own_ns, ..Usage::default() });
+        let usage = match Arc::strong_count(&self.mm) {
+            // Nobody else runs in that memory: what its stub process has used is this process's.
+            1 => usage.plus(self.mm.usage()),
+            _ => usage,
+        };
+        let handle = Arc::clone(&self.handle);
+        // Everything that the task holds goes before others hear of its end; the parent of a vfork goes on first.
+        let Task { context, mm, files, fs, vfork_gate, .. } = self;
+        drop(context);
+        drop(mm);
+        drop(files);
+        drop(fs);
+        drop(vfork_gate);
+        kernel.thread_ended(&handle, status, usage);
+    }
+
+    /// `CLONE_CHILD_CLEARTID`: zeroes the word and wakes who waits for it (kernel/fork.c `mm_release`).
+    pub(crate) fn clear_tid(&mut self) {
+        let addr = std::mem::take(&mut self.clear_child_tid);
+        // With nobody left in that memory there is nobody to tell.
+        if addr != 0 && Arc::strong_count(&self.mm) > 1 {
+            let addr = GuestAddr::new(addr);
+            if self.memory().write_object(addr, &0_u32).is_ok() {
+                self.wake_shared(addr, 1);
+            }
+        }
+    }
+
+    /// Ends the wait of a parent that made this task with `CLONE_VFORK`.
+    pub(crate) fn open_vfork_gate(&mut self) {
+        self.vfork_gate = None;
+    }
+}

@@ -1,0 +1,196 @@
+//! What others may touch of a task: its signal queue, its mask, and the ways to make it look.
+
+use crate::Interrupter;
+use crate::sentry::host::{self, Attention};
+use crate::sentry::process::Process;
+use crate::sentry::signals::{Pending, SigInfo, SignalSet};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The shared part of a task.
+///
+/// To get a task's attention: change what it should see, raise the flag, then wake it where it is. A task that goes
+/// to wait says where first and looks at the flag afterwards. One of the two sees the other (both sides are
+/// sequentially consistent), so that no wake-up is lost.
+pub(crate) struct TaskHandle {
+    /// The thread id that the guest sees. It changes once at most: a thread that executes a program takes its
+    /// process's.
+    tid: AtomicI32,
+    pub(crate) process: Arc<Process>,
+    /// Tested together with each host call that may wait.
+    pub(crate) attention: Attention,
+    place: AtomicU8,
+    /// The host's id of the thread that runs the task.
+    host_tid: AtomicI32,
+    interrupter: Mutex<Option<Interrupter>>,
+    /// Counts what a parked task may be waiting for.
+    bell: AtomicU32,
+    /// The blocked signals. Only the task itself changes them.
+    mask: AtomicU64,
+    /// The signals that `sigtimedwait` waits for: not blocked meanwhile, and kept even if they are ignored.
+    awaited: AtomicU64,
+    /// Signals sent to this task in particular.
+    pending: Mutex<Pending>,
+    /// `PR_SET_NAME`.
+    name: Mutex<[u8; 16]>,
+    /// It has to end, because its process ends or another thread executes a program.
+    doomed: AtomicBool,
+}
+
+/// Where a task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Place {
+    /// In the guest, or about to go there.
+    Running = 0,
+    /// In a host call that may wait.
+    HostCall = 1,
+    /// Waiting for its bell.
+    Parked = 2,
+}
+
+impl TaskHandle {
+    pub(crate) fn new(tid: i32, process: Arc<Process>, mask: SignalSet, name: [u8; 16]) -> Self {
+        Self {
+            tid: AtomicI32::new(tid),
+            process,
+            attention: Attention::default(),
+            place: AtomicU8::new(Place::Running as u8),
+            host_tid: AtomicI32::new(0),
+            interrupter: Mutex::new(None),
+            bell: AtomicU32::new(0),
+            mask: AtomicU64::new(mask.0),
+            awaited: AtomicU64::new(0),
+            pending: Mutex::default(),
+            name: Mutex::new(name),
+            doomed: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn tid(&self) -> i32 {
+        self.tid.load(Ordering::Relaxed)
+    }
+
+    /// `execve` from a thread that is not the first: it goes on under the id of the process.
+    pub(crate) fn become_leader(&self) {
+        self.tid.store(self.process.pid, Ordering::Relaxed);
+    }
+
+    /// Names the context that runs the task, and the calling thread as the one that drives it.
+    pub(crate) fn attach(&self, interrupter: Interrupter) {
+        self.host_tid.store(host::gettid(), Ordering::SeqCst);
+        *self.interrupter.lock().unwrap_or_else(PoisonError::into_inner) = Some(interrupter);
+    }
+
+    pub(crate) fn host_tid(&self) -> i32 {
+        self.host_tid.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn mask(&self) -> SignalSet {
+        SignalSet(self.mask.load(Ordering::SeqCst))
+    }
+
+    /// Only for the task itself.
+    pub(crate) fn store_mask(&self, mask: SignalSet) {
+        self.mask.store(mask.0, Ordering::SeqCst);
+    }
+
+    pub(crate) fn awaited(&self) -> SignalSet {
+        SignalSet(self.awaited.load(Ordering::SeqCst))
+    }
+
+    /// Only for the task itself.
+    pub(crate) fn set_awaited(&self, awaited: SignalSet) {
+        self.awaited.store(awaited.0, Ordering::SeqCst);
+    }
+
+    pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn name(&self) -> [u8; 16] {
+        *self.name.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the name that `prctl` and `/proc` show, cut to 15 bytes.
+    pub(crate) fn set_name(&self, text: &[u8]) {
+        let mut name = [0; 16];
+        for (to, from) in name.iter_mut().take(15).zip(text) {
+            *to = *from;
+        }
+        *self.name.lock().unwrap_or_else(PoisonError::into_inner) = name;
+    }
+
+    /// Tells the task to end instead of going back to the guest.
+    pub(crate) fn doom(&self) {
+        self.doomed.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    pub(crate) fn is_doomed(&self) -> bool {
+        self.doomed.load(Ordering::SeqCst)
+    }
+
+    /// Queues a signal for this task; `false` when the queue is full.
+    pub(crate) fn push(&self, info: SigInfo) -> bool {
+        self.pending().push(info)
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        match self.place.load(Ordering::SeqCst) {
+            1 => Place::HostCall,
+            2 => Place::Parked,
+            _ => Place::Running,
+        }
+    }
+
+    /// Makes the task come back from wherever it is and look at its signals.
+    pub(crate) fn wake(&self) {
+        self.attention.raise();
+        match self.place() {
+            Place::HostCall => host::kick(self.host_tid()),
+            Place::Parked => self.ring(),
+            Place::Running => {
+                if let Some(interrupter) = &*self.interrupter.lock().unwrap_or_else(PoisonError::into_inner) {
+                    interrupter.interrupt();
+                }
+            }
+        }
+    }
+
+    /// What the bell stands at: read it before the condition that is waited for.
+    pub(crate) fn bell(&self) -> u32 {
+        self.bell.load(Ordering::SeqCst)
+    }
+
+    /// Wakes the task if it is parked: what it waits for may have happened.
+    pub(crate) fn ring(&self) {
+        self.bell.fetch_add(1, Ordering::SeqCst);
+        if self.place() == Place::Parked {
+            host::wake_word(&self.bell);
+        }
+    }
+
+    /// Runs something that waits, so that [`TaskHandle::wake`] knows how to end it.
+    pub(crate) fn while_at<T>(&self, place: Place, wait: impl FnOnce() -> T) -> T {
+        self.place.store(place as u8, Ordering::SeqCst);
+        let result = wait();
+        self.place.store(Place::Running as u8, Ordering::SeqCst);
+        result
+    }
+
+    /// Sleeps until the bell is not at `seen` any more, whatever signals come.
+    pub(crate) fn sleep_through(&self, seen: u32) {
+        self.while_at(Place::Parked, || host::wait_word(&self.bell, seen, None));
+    }
+
+    /// Sleeps until the bell is not at `seen` any more, the flag is up or the time is over (whichever is first);
+    /// may also return without a reason.
+    pub(crate) fn sleep(&self, seen: u32, limit: Option<std::time::Duration>) {
+        self.while_at(Place::Parked, || {
+            if !self.attention.is_raised() && self.bell() == seen {
+                host::wait_word(&self.bell, seen, limit);
+            }
+        });
+    }
+}
