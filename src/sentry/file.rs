@@ -2,6 +2,7 @@
 
 use super::host;
 use super::procfs::ProcFile;
+use super::syscalls::Epoll;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
@@ -25,16 +26,27 @@ pub(crate) struct File {
     file_type: OnceLock<FileType>,
     /// What the sentry adds to a file of the guest's `/proc`.
     proc: Option<Box<ProcFile>>,
+    epoll: Option<Epoll>,
 }
 
 impl File {
     pub(crate) fn new(host: OwnedFd) -> Self {
-        Self { host, file_type: OnceLock::new(), proc: None }
+        Self { host, file_type: OnceLock::new(), proc: None, epoll: None }
     }
 
     /// A file of the guest's `/proc`.
     pub(crate) fn of_proc(host: OwnedFd, proc: ProcFile) -> Self {
         Self { proc: Some(Box::new(proc)), ..Self::new(host) }
+    }
+
+    /// An epoll instance.
+    pub(crate) fn epoll(host: OwnedFd) -> Self {
+        Self { epoll: Some(Epoll::default()), file_type: OnceLock::from(FileType::Stream), ..Self::new(host) }
+    }
+
+    /// What an epoll instance watches; `None` for other files.
+    pub(crate) fn as_epoll(&self) -> Option<&Epoll> {
+        self.epoll.as_ref()
     }
 
     pub(crate) fn proc(&self) -> Option<&ProcFile> {
