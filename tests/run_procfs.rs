@@ -49,7 +49,7 @@ fn ps_shows_the_guests_processes_and_no_stub_process() {
 
 #[test]
 fn ps_tells_states_threads_and_times() {
-    let script = "sleep 100 & kill -STOP $!; ps --no-headers -o stat=,nlwp=,comm= -p $! -p $$; kill -KILL $!";
+    let script = "sleep 100 & until grep -qx sleep /proc/$!/comm; do :; done; kill -STOP $!; ps --no-headers -o stat=,nlwp=,comm= -p $! -p $$; kill -KILL $!";
     let found: Vec<String> =
         bash(script).iter().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(found.len(), 2, "{found:?}");
@@ -177,4 +177,13 @@ fn the_program_stays_reachable_when_its_file_is_gone() {
     let path = copy.to_str().expect("a path of text");
     let result = output(systrap(&["--patching=lazy"], &copy, &["-c", script, path]), b"");
     assert_eq!(lines(&result), [format!("{path} (deleted)"), "same".to_owned()], "{result:?}");
+}
+
+#[test]
+fn programs_are_executed_by_descriptor_and_by_its_path() {
+    let found = bash("exec 5</bin/echo; (exec /proc/self/fd/5 by path); (exec /dev/fd/5 by device)");
+    assert_eq!(found, ["by path", "by device"]);
+    let script = "import os; os.execve(os.open('/bin/echo', os.O_RDONLY), ['echo', 'by', 'number'], {})";
+    let result = output(systrap(&["--patching=lazy"], &python(), &["-c", script]), b"");
+    assert_eq!(lines(&result), ["by number"], "{}", String::from_utf8_lossy(&result.stderr));
 }

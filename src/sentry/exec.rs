@@ -7,6 +7,7 @@ use super::host;
 use super::loader::{Image, LoadError, Program};
 use super::memory::{Layout, Mm};
 use super::process::ProgramInfo;
+use super::procfs::{Anchor, Found};
 use super::signals::AltStack;
 use super::syscalls::args::Path;
 use super::task::{AfterCall, Task};
@@ -93,18 +94,17 @@ impl Task {
             return Err(Errno::ENAMETOOLONG);
         }
         let by_descriptor = path.0.is_empty() && flags & libc::AT_EMPTY_PATH != 0;
-        let name = if by_descriptor {
-            CString::new(self.file(dirfd)?.host_proc_path()).map_err(|_| Errno::EINVAL)?
+        let found = if by_descriptor {
+            Found::Behind(Anchor::File(self.file(dirfd)?), CString::default())
         } else {
-            path.0.clone()
+            self.find(dirfd, &path.0, true)?
         };
-        let located = self.find(if by_descriptor { libc::AT_FDCWD } else { dirfd }, &name, true)?;
         // Held until the program is open.
-        let (name, _held) = match located.host_path(self)? {
-            Some((path, held)) if !by_descriptor => (path, held),
-            _ => (name, None),
+        let (name, dirfd, _held) = match found.host_path(self)? {
+            Some((name, held)) => (name, libc::AT_FDCWD, held),
+            None => (path.0.clone(), dirfd, None),
         };
-        let directory = self.directory(if by_descriptor { libc::AT_FDCWD } else { dirfd })?;
+        let directory = self.directory(dirfd)?;
         let (argv, envp) = (self.read_strings(argv)?, self.read_strings(envp)?);
         let program = Program::open(directory.as_fd(), &name, argv, envp).map_err(|error| error.errno())?;
         let stack_limit = self.process.limits().stack();

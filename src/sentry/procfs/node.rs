@@ -166,7 +166,7 @@ impl Owner {
         self.names().find(|(known, _)| known.as_bytes() == name).map(|(_, entry)| entry)
     }
 
-    /// The path of the directory, with a slash at its end, as the guest names it.
+    /// The path of the directory, as the guest names it.
     fn path(self) -> String {
         match self.tid {
             None => format!("/proc/{}", self.pid),

@@ -21,6 +21,9 @@ type OpenHow = [u64; 3];
 const OPENED_AT_ONCE: i32 = libc::O_NONBLOCK | libc::O_DIRECTORY | libc::O_PATH;
 
 fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> SysResult {
+    if path.0.is_empty() {
+        return Err(Errno::ENOENT);
+    }
     let cloexec = flags & libc::O_CLOEXEC != 0;
     let mut located = task.locate(dirfd, path, flags & libc::O_NOFOLLOW == 0)?;
     // What is known to be neither a FIFO nor a device is opened at once.
