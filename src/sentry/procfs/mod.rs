@@ -204,8 +204,7 @@ impl Task {
         match node {
             Node::Owned(owner, Entry::Descriptor(fd) | Entry::DescriptorInfo(fd)) => {
                 let files = self.subject(owner).ok()?.files()?;
-                let file = super::process::lock(&files).get(fd).ok();
-                file
+                super::process::lock(&files).get(fd).ok()
             }
             _ => None,
         }
