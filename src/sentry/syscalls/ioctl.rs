@@ -95,7 +95,7 @@ pub(super) fn ioctl(task: &mut Task, fd: Fd, request: IoctlRequest, arg: Hex) ->
         }
         Argument::Out(len) => {
             let result = host::ioctl_bytes(file.as_fd(), request.0, &mut bytes)?;
-            task.memory().write(addr, &bytes[..len])?;
+            task.give(addr, &bytes[..len])?;
             result
         }
     };

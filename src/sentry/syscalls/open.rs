@@ -173,6 +173,6 @@ pub(super) fn getcwd(task: &mut Task, buf: super::args::OutBytes, size: usize) -
     if bytes.len() > size {
         return Err(Errno::ERANGE);
     }
-    task.memory().write(buf.0, &bytes)?;
+    task.give(buf.0, &bytes)?;
     Ok(bytes.len() as i64)
 }

@@ -3,6 +3,7 @@
 mod clone;
 mod exit;
 mod handle;
+mod near;
 mod waiting;
 
 use clone::VforkGate;
