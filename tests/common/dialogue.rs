@@ -77,9 +77,8 @@ impl Dialogue {
     /// Changes the size of the terminal.
     pub fn resize(&mut self, rows: u16, columns: u16) -> &mut Self {
         // SAFETY: the structure outlives the call.
-        let result = unsafe {
-            nix::libc::ioctl(self.master.as_raw_fd(), nix::libc::TIOCSWINSZ, &size(rows, columns))
-        };
+        let result =
+            unsafe { nix::libc::ioctl(self.master.as_raw_fd(), nix::libc::TIOCSWINSZ, &size(rows, columns)) };
         assert_eq!(result, 0, "TIOCSWINSZ");
         self
     }
@@ -145,7 +144,13 @@ fn without_ids(text: &str) -> String {
             digits.push(letter);
             continue;
         }
-        result.push_str(if digits.len() < 3 { &digits } else { "#" });
+        if digits.len() < 3 {
+            result.push_str(&digits);
+        } else {
+            // They may be padded to a width.
+            result.truncate(result.trim_end_matches(' ').len());
+            result.push_str(" #");
+        }
         digits.clear();
         result.push(letter);
     }

@@ -144,9 +144,8 @@ extern "C" fn keep(plan: *mut libc::c_void) -> libc::c_int {
     if call::<0>(libc::SYS_getppid, []) != Ok(plan.supervisor as usize) {
         return 1; // it is gone already
     }
-    let taken = call::<0>(libc::SYS_setsid, []).and_then(|_| {
-        call(libc::SYS_ioctl, [plan.terminal as usize, libc::TIOCSCTTY as usize, 0])
-    });
+    let taken = call::<0>(libc::SYS_setsid, [])
+        .and_then(|_| call(libc::SYS_ioctl, [plan.terminal as usize, libc::TIOCSCTTY as usize, 0]));
     let outcome = taken.map_or_else(|errno| errno.raw() as u8, |_| READY);
     if !tell(plan, outcome) || outcome != READY {
         return 1;

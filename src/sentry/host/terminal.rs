@@ -1,6 +1,6 @@
 //! The host's terminals, as the supervisor sees them, and stopping the supervisor for the shell outside to see.
 
-use super::{Errno, Words, Argument, getpgid, getppid, getsid, gettid, ioctl_bytes, openat, raw};
+use super::{Argument, Errno, Words, getpgid, getppid, getsid, gettid, ioctl_bytes, openat, raw};
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 const INT: usize = size_of::<i32>();

@@ -32,10 +32,8 @@ impl Tree {
         // group which it would see natively, and terminal signals meet nobody else.
         let is_first = pid == std::process::id() as i32;
         let of_guest = group != pid && self.nodes().any(|node| node.group == group);
-        let moved = is_first
-            && !of_guest
-            && self.has_host_terminal(session)
-            && host::setpgid(0, group).is_ok();
+        let moved =
+            is_first && !of_guest && self.has_host_terminal(session) && host::setpgid(0, group).is_ok();
         let exists = group == pid
             || moved
             || self.nodes().any(|node| node.group == group && node.session == session)
@@ -97,7 +95,9 @@ impl Tree {
         }
         match id(host::getpgid(0)) == Some(first.group) {
             true => !host::own_group_is_orphaned(),
-            false => host::getppid().is_ok_and(|parent| id(host::getsid(parent as i32)) == Some(first.session)),
+            false => {
+                host::getppid().is_ok_and(|parent| id(host::getsid(parent as i32)) == Some(first.session))
+            }
         }
     }
 }

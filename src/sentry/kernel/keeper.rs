@@ -22,20 +22,19 @@ impl Keeper {
     pub(crate) fn start(kernel: &Arc<Kernel>, terminal: Arc<File>, device: u32) -> Result<Self, Errno> {
         let (send, receive) = sync_channel(1);
         let kernel = Arc::downgrade(kernel);
-        let thread =
-            std::thread::Builder::new().name("systrap-session".to_owned()).spawn(move || {
-                let started = SessionKeeper::start(terminal.as_fd());
-                // An open descriptor would keep the other end from noticing that the guest has closed its last.
-                drop(terminal);
-                match started {
-                    Ok(keeper) => {
-                        if send.send(keeper.hang_up_handle()).is_ok() {
-                            listen(keeper, device, &kernel);
-                        }
+        let thread = std::thread::Builder::new().name("systrap-session".to_owned()).spawn(move || {
+            let started = SessionKeeper::start(terminal.as_fd());
+            // An open descriptor would keep the other end from noticing that the guest has closed its last.
+            drop(terminal);
+            match started {
+                Ok(keeper) => {
+                    if send.send(keeper.hang_up_handle()).is_ok() {
+                        listen(keeper, device, &kernel);
                     }
-                    Err(errno) => drop(send.send(Err(errno))),
                 }
-            })?;
+                Err(errno) => drop(send.send(Err(errno))),
+            }
+        })?;
         let channel = receive.recv().unwrap_or(Err(Errno::EIO))?;
         Ok(Self { channel, thread: Some(thread) })
     }

@@ -59,7 +59,9 @@ impl Kernel {
         let mut tree = self.tree();
         let first = self.first_pid;
         let pids = match (info.signo(), info.is_from_kernel()) {
-            (libc::SIGINT | libc::SIGQUIT | libc::SIGTSTP | libc::SIGWINCH, true) => tree.in_foreground(first),
+            (libc::SIGINT | libc::SIGQUIT | libc::SIGTSTP | libc::SIGWINCH, true) => {
+                tree.in_foreground(first)
+            }
             // The supervisor leads its session: the terminal hung up.
             (libc::SIGHUP, true) if host::getsid(0) == Ok(first as usize) => {
                 if let Some((_, device)) = tree.host_foreground() {

@@ -117,8 +117,12 @@ impl Tree {
     pub(crate) fn give_up_terminal(&mut self, pid: i32) {
         if self.node(pid).is_some_and(|node| node.session == pid) {
             if let Some(foreground) = self.forget_terminal(pid) {
-                self.signal_group(foreground, libc::SIGHUP);
-                self.signal_group(foreground, libc::SIGCONT);
+                let members = self.group_members(foreground);
+                let uid = host::getuid().unwrap_or_default() as u32;
+                for signo in [libc::SIGHUP, libc::SIGCONT] {
+                    let info = SigInfo::from_user(signo, libc::SI_USER, pid, uid);
+                    let _ = self.send_to_all(&members, info);
+                }
             }
         } else if let Some(node) = self.node_mut(pid) {
             node.gave_up_terminal = true;

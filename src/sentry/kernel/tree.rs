@@ -90,8 +90,14 @@ impl Tree {
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(1 << 15);
-        Self { threads: BTreeMap::new(), processes: BTreeMap::new(),
-            terminals: Terminals::default(), last_id: first_pid, most, running: 0 }
+        Self {
+            threads: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            terminals: Terminals::default(),
+            last_id: first_pid,
+            most,
+            running: 0,
+        }
     }
 
     /// An id that neither the guest nor the host uses: files named after process ids do not collide.

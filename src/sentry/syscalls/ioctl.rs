@@ -57,10 +57,7 @@ fn argument(request: u32) -> Option<Argument> {
         libc::TIOCGLCKTRMIOS => Out(TERMIOS),
         libc::TIOCGWINSZ => Out(WINSIZE),
         libc::TIOCSWINSZ => In(WINSIZE),
-        libc::TIOCOUTQ
-        | libc::FIONREAD
-        | libc::TIOCGPTN
-        | libc::TIOCGETD => Out(INT),
+        libc::TIOCOUTQ | libc::FIONREAD | libc::TIOCGPTN | libc::TIOCGETD => Out(INT),
         libc::TIOCMGET | libc::TIOCGSOFTCAR | libc::TIOCGEXCL => Out(INT),
         libc::FIONBIO | libc::FIOASYNC | libc::TIOCSPTLCK | libc::TIOCPKT => In(INT),
         libc::TCSBRK
@@ -131,9 +128,17 @@ mod tests {
 
     #[test]
     fn requests_that_encode_their_size_agree_with_the_table() {
-        for request in
-            [TCGETS2, TCSETS2, TIOCGDEV, TIOCGPTLCK, TIOCGPKT, BLKGETSIZE64, FS_IOC_GETFLAGS, FS_IOC_FSGETXATTR, libc::TIOCGPTN as u32]
-        {
+        for request in [
+            TCGETS2,
+            TCSETS2,
+            TIOCGDEV,
+            TIOCGPTLCK,
+            TIOCGPKT,
+            BLKGETSIZE64,
+            FS_IOC_GETFLAGS,
+            FS_IOC_FSGETXATTR,
+            libc::TIOCGPTN as u32,
+        ] {
             let encoded = (request >> 16 & 0x3fff) as usize;
             match argument(request) {
                 Some(Argument::In(len) | Argument::Out(len)) => assert_eq!(len, encoded, "{request:#x}"),

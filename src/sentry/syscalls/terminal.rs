@@ -52,7 +52,7 @@ pub(super) fn ioctl(
     arg: u64,
 ) -> Option<SysResult> {
     let addr = GuestAddr::new(arg);
-    Some(match request {
+    let result = match request {
         TIOCGPGRP => get_foreground(task, file, terminal, addr),
         TIOCSPGRP => set_foreground(task, file, terminal, addr),
         TIOCGSID => get_session(task, terminal, addr),
@@ -66,6 +66,12 @@ pub(super) fn ioctl(
             Err(errno) => Err(errno),
         },
         _ => return None,
+    };
+    // As `hung_up_tty_ioctl`.
+    let hung_up = || request != TIOCSPGRP && host::terminal_device(file.as_fd()).is_none();
+    Some(match result {
+        Err(Errno::ENOTTY) if hung_up() => Err(Errno::EIO),
+        other => other,
     })
 }
 
@@ -127,7 +133,10 @@ fn set_foreground(task: &mut Task, file: &File, terminal: Terminal, addr: GuestA
                 host::set_foreground_group(file.as_fd(), own)?;
             }
         }
-        (None, Link::Kept { .. }) => return Err(Errno::ESRCH),
+        // A process outside the guest, or nobody.
+        (None, Link::Kept { .. }) => {
+            return Err(if host::kill(group, 0) == Err(Errno::ESRCH) { Errno::ESRCH } else { Errno::EPERM });
+        }
         // A group outside the guest, such as that of the shell outside.
         (None, Link::Host) => host::set_foreground_group(file.as_fd(), group)?,
     }
@@ -210,7 +219,9 @@ impl Task {
             }
         };
         match path {
-            Some(path) => reopen(self, path.as_fd(), flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW)),
+            Some(path) => {
+                reopen(self, path.as_fd(), flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW))
+            }
             None => host::openat(
                 self.directory(libc::AT_FDCWD)?.as_fd(),
                 c"/dev/tty",
