@@ -2,6 +2,7 @@
 
 use super::errno::Errno;
 use super::host;
+use super::syscalls::Epoll;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -82,17 +83,29 @@ pub(crate) struct File {
     file_type: OnceLock<FileType>,
     terminal: OnceLock<Terminal>,
     directory: Option<VirtualDirectory>,
+    epoll: Option<Epoll>,
 }
 
 impl File {
     pub(crate) fn new(host: OwnedFd) -> Self {
-        Self { host, file_type: OnceLock::new(), terminal: OnceLock::new(), directory: None }
+        Self { host, file_type: OnceLock::new(), terminal: OnceLock::new(), directory: None, epoll: None }
     }
 
     /// A directory of the sentry's own.
     pub(crate) fn virtual_directory(host: OwnedFd, directory: VirtualDirectory) -> Self {
         let file_type = OnceLock::from(FileType::Directory);
-        Self { host, file_type, terminal: OnceLock::new(), directory: Some(directory) }
+        Self { file_type, directory: Some(directory), ..Self::new(host) }
+    }
+
+    /// An epoll instance.
+    pub(crate) fn epoll(host: OwnedFd) -> Self {
+        let epoll = Some(Epoll::default());
+        Self { file_type: OnceLock::from(FileType::Stream), epoll, ..Self::new(host) }
+    }
+
+    /// What an epoll instance watches; `None` for other files.
+    pub(crate) fn as_epoll(&self) -> Option<&Epoll> {
+        self.epoll.as_ref()
     }
 
     pub(crate) fn directory(&self) -> Option<&VirtualDirectory> {
