@@ -6,9 +6,11 @@ mod cli;
 mod dialogue;
 
 use dialogue::Dialogue;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
 
 const PROMPT: &str = "@> ";
 const INTERRUPT: &str = "\x03";
@@ -269,5 +271,50 @@ fn a_terminal_that_hangs_up_ends_the_shell_and_its_jobs() {
     for mode in cli::MODES {
         // The supervisor ends when the last of the guest's processes has.
         assert_eq!(run(cli::systrap(&[mode], &bash, &SHELL)), native, "{mode}");
+    }
+}
+
+/// The processes named so whose parent is `parent`.
+fn children_named(parent: u32, name: &str) -> Vec<i32> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+        let Some((head, tail)) = stat.rsplit_once(')') else { continue };
+        let Some((pid, comm)) = head.split_once(" (") else { continue };
+        if comm == name && tail.split_whitespace().nth(1) == Some(&parent.to_string()) {
+            found.extend(pid.parse::<i32>());
+        }
+    }
+    found
+}
+
+#[test]
+fn no_session_outlives_its_leader_or_the_supervisor() {
+    let program = "import os, sys, fcntl, termios, time\n\
+        for round in range(30):\n\
+        \x20   master, slave = os.openpty()\n\
+        \x20   if (child := os.fork()) == 0:\n\
+        \x20       os.setsid(); fcntl.ioctl(slave, termios.TIOCSCTTY, 0)\n\
+        \x20       assert os.tcgetpgrp(slave) == os.getpid()\n\
+        \x20       if round < 29: os._exit(0)\n\
+        \x20       print('ready', flush=True); time.sleep(1000)\n\
+        \x20   if round < 29: assert os.waitpid(child, 0)[1] == 0\n\
+        \x20   os.close(master); os.close(slave)\n\
+        os.waitpid(child, 0)\n"
+        .replace("os.close(master); os.close(slave)", "if round < 29: os.close(master); os.close(slave)");
+    let mut command = cli::systrap(&[], &cli::python(), &["-c", &program]);
+    let mut supervisor = command.stdout(std::process::Stdio::piped()).spawn().expect("it starts");
+    let mut line = String::new();
+    let mut output = BufReader::new(supervisor.stdout.take().expect("piped"));
+    output.read_line(&mut line).expect("a line");
+    assert_eq!(line, "ready\n");
+    let keepers = children_named(supervisor.id(), "systrap-session");
+    assert_eq!(keepers.len(), 1, "one session with a terminal is alive: {keepers:?}");
+    supervisor.kill().expect("it is there");
+    supervisor.wait().expect("it ends");
+    let started = Instant::now();
+    while Path::new(&format!("/proc/{}", keepers[0])).exists() {
+        assert!(started.elapsed() < Duration::from_secs(60), "the keeper lives on");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -208,6 +208,11 @@ fn open_peer(task: &mut Task, file: &File, flags: u64) -> SysResult {
     task.files().insert(peer, flags & libc::O_CLOEXEC != 0).map(i64::from)
 }
 
+/// Hanging up the caller's terminal takes a privilege (CAP_SYS_TTY_CONFIG) that no guest has.
+pub(super) fn vhangup(_: &mut Task) -> SysResult {
+    Err(Errno::EPERM)
+}
+
 impl Task {
     /// `/dev/tty`: the caller's controlling terminal.
     pub(super) fn open_own_terminal(&self, flags: i32) -> Result<OwnedFd, Errno> {
