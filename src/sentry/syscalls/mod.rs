@@ -23,6 +23,7 @@ mod signal;
 mod stat;
 mod system;
 mod table;
+mod terminal;
 mod time;
 mod transfer;
 mod wait;

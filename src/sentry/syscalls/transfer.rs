@@ -100,6 +100,9 @@ pub(super) fn read(task: &mut Task, file: &File, segments: Segments, offset: Opt
     if offset.is_some_and(|offset| offset < 0) {
         return Err(Errno::EINVAL);
     }
+    if let Some(terminal) = file.terminal() {
+        task.check_terminal_read(file, terminal)?;
+    }
     let mut buffer = take_buffer(task, segments.left().min(CHUNK));
     let result = read_through(task, file, segments, offset, &mut buffer);
     task.buffer = buffer;
@@ -159,6 +162,9 @@ fn read_through(
 pub(super) fn write(task: &mut Task, file: &File, segments: Segments, offset: Option<i64>) -> SysResult {
     if offset.is_some_and(|offset| offset < 0) {
         return Err(Errno::EINVAL);
+    }
+    if let Some(terminal) = file.terminal() {
+        task.check_terminal_write(file, terminal)?;
     }
     let mut buffer = take_buffer(task, segments.left().min(CHUNK));
     let result = write_through(task, file, segments, offset, &mut buffer);

@@ -42,6 +42,15 @@ impl ExitStatus {
             ExitStatus::Signaled(signo) => 128 + signo,
         }
     }
+
+    /// Ends this process in the same way, so that a shell that started it sees what it would have seen of the guest:
+    /// one that runs a loop stops at Ctrl-C only if its child has died of it.
+    pub fn end_this_process(self) -> ! {
+        if let ExitStatus::Signaled(signo) = self {
+            crate::sentry::host::die_of(signo);
+        }
+        std::process::exit(self.code())
+    }
 }
 
 /// What happens to the guest's registers after a call.
