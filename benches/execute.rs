@@ -167,7 +167,9 @@ fn passed(native: f64) {
     let mut context = platform.new_context().expect("a context");
     context.registers_mut().rip = CODE.raw();
     let mut guest = Guest { space, context };
-    (0..3 * PASSED).for_each(|_| drop(guest.context.switch(&guest.space).expect("a switch")));
+    (0..3 * PASSED).for_each(|_| {
+        guest.context.switch(&guest.space).expect("a switch");
+    });
     guest.context.pass_in_stub(PassedCalls::ALL);
     let turn = best(|| {
         guest.call();
@@ -185,7 +187,7 @@ fn copies(patching: Patching, len: usize) {
         guest.context.set_return(0);
         guest.call();
     });
-    let mut print =
+    let print =
         |what: &str, ns: f64| println!("  {len:>4} bytes: {what:<46} {ns:>7.0} ns   null call {null:.0} ns");
     let ns = best(|| {
         guest.space.read(AREA, &mut bytes).expect("readable");

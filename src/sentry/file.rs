@@ -19,6 +19,15 @@ pub(crate) enum FileType {
     Stream,
 }
 
+/// What is known of an open file that is a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Terminal {
+    /// The number of the terminal proper, of which a pseudo-terminal's master is the other end.
+    pub(crate) device: u32,
+    /// The file is a pseudo-terminal's master.
+    pub(crate) is_master: bool,
+}
+
 /// An open file. Duplicated descriptors share it, and it closes with the last of them.
 #[derive(Debug)]
 pub(crate) struct File {
@@ -26,12 +35,13 @@ pub(crate) struct File {
     file_type: OnceLock<FileType>,
     /// What the sentry adds to a file of the guest's `/proc`.
     proc: Option<Box<ProcFile>>,
+    terminal: OnceLock<Terminal>,
     epoll: Option<Epoll>,
 }
 
 impl File {
     pub(crate) fn new(host: OwnedFd) -> Self {
-        Self { host, file_type: OnceLock::new(), proc: None, epoll: None }
+        Self { host, file_type: OnceLock::new(), terminal: OnceLock::new(), proc: None, epoll: None }
     }
 
     /// A file of the guest's `/proc`.
@@ -68,9 +78,24 @@ impl File {
                 libc::S_IFCHR if libc::major(stat.rdev()) == 1 && libc::minor(stat.rdev()) != 11 => {
                     FileType::ReadyDevice
                 }
+                libc::S_IFCHR => {
+                    if let Some(device) = host::terminal_device(self.as_fd()) {
+                        let is_master = stat.rdev() == libc::makedev(5, 2);
+                        let _ = self.terminal.set(Terminal { device, is_master });
+                    }
+                    FileType::Stream
+                }
                 _ => FileType::Stream,
             }
         })
+    }
+
+    /// The terminal that the file is; found out together with its type, so that other files pay nothing for it.
+    pub(crate) fn terminal(&self) -> Option<Terminal> {
+        match self.file_type() {
+            FileType::Stream => self.terminal.get().copied(),
+            _ => None,
+        }
     }
 
     /// The path of the host's own view of this descriptor.

@@ -185,7 +185,9 @@ fn first_task(
     {
         let id = |result: Result<usize, Errno>| result.map_or(pid, |id| id as i32);
         let mut tree = kernel.tree();
-        tree.add_first(process, id(host::getpgid(0)), id(host::getsid(0)));
+        let (group, session) = (id(host::getpgid(0)), id(host::getsid(0)));
+        tree.add_first(process, group, session);
+        tree.inherit_terminal(session, group);
         tree.add_thread(&handle);
     }
     let mut task = Task::new(TaskParts {

@@ -2,12 +2,17 @@
 
 mod exit;
 mod groups;
+mod keeper;
+mod outside;
 mod send;
+mod terminals;
 pub(crate) mod tree;
 mod wait;
 mod workers;
 
+pub(crate) use keeper::Keeper;
 pub(crate) use send::Target;
+pub(crate) use terminals::Link;
 pub(crate) use tree::{Child, Life, Node, Tree};
 pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
 
@@ -29,6 +34,8 @@ pub(crate) struct Kernel {
     tree: Mutex<Tree>,
     pub(crate) workers: Workers,
     pub(crate) futexes: FutexTable,
+    /// Held while a terminal becomes a session's or is being given up.
+    keeper_gate: Mutex<()>,
     pub(crate) counts: Mutex<Counts>,
     pub(crate) trace: Option<Arc<TraceOutput>>,
     end: Mutex<End>,
@@ -55,6 +62,7 @@ impl Kernel {
             tree: Mutex::new(Tree::new(first_pid)),
             workers: Workers::default(),
             futexes: FutexTable::default(),
+            keeper_gate: Mutex::default(),
             counts: Mutex::default(),
             trace,
             end: Mutex::default(),

@@ -161,8 +161,8 @@ impl Task {
     }
 
     /// Looks again at what turned out to lie in the host's `/proc` although the path did not say so (a symbolic
-    /// link led there); `None` if it is what it seems.
-    pub(crate) fn reveal(&self, directory: BorrowedFd<'_>, path: &CStr) -> Result<Option<Found>, Errno> {
+    /// link led there).
+    pub(crate) fn reveal(&self, directory: BorrowedFd<'_>, path: &CStr) -> Result<Found, Errno> {
         let flags = libc::O_PATH | libc::O_CLOEXEC;
         let reached = host::openat(directory, path, flags, 0)?;
         let name =
@@ -172,8 +172,8 @@ impl Task {
         // The host followed `self` for the supervisor.
         let rest = match name.strip_prefix(own.as_bytes()) {
             Some(rest) if rest.is_empty() || rest.starts_with(b"/") => rest,
-            _ if name == b"/proc" => return Ok(Some(Found::Node(Node::Root))),
-            _ => return self.find_absolute(&name, true).map(Some),
+            _ if name == b"/proc" => return Ok(Found::Node(Node::Root)),
+            _ => return self.find_absolute(&name, true),
         };
         let (who, rest) = match rest.strip_prefix(b"/task/") {
             Some(task) => {
@@ -182,7 +182,7 @@ impl Task {
             }
             None => ("/proc/self", rest),
         };
-        self.find_absolute(&[who.as_bytes(), rest].concat(), true).map(Some)
+        self.find_absolute(&[who.as_bytes(), rest].concat(), true)
     }
 
     /// The text of a node that is a link; `EINVAL` for any other.

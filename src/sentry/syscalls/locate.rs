@@ -71,10 +71,14 @@ impl Task {
     }
 
     /// Looks again when symbolic links have led into the host's `/proc`.
-    pub(super) fn relocate<'a>(&self, strayed: Located<'a>) -> Result<Located<'a>, Errno> {
-        match self.reveal(strayed.dir(), strayed.path())? {
-            Some(found) => self.located(found, libc::AT_FDCWD, strayed.path.clone()),
-            None => Ok(strayed),
+    pub(super) fn relocate<'a>(&self, strayed: &Located<'a>) -> Result<Located<'a>, Errno> {
+        let found = self.reveal(strayed.dir(), strayed.path())?;
+        let mut located = self.located(found, libc::AT_FDCWD, strayed.path.clone())?;
+        // Once is enough: what is left to the host is the host's.
+        located.as_given = false;
+        if !located.path.to_bytes().starts_with(b"/") {
+            located.directory = strayed.directory.clone();
         }
+        Ok(located)
     }
 }

@@ -23,6 +23,7 @@ mod signal;
 mod stat;
 mod system;
 mod table;
+mod terminal;
 mod time;
 mod transfer;
 mod wait;
@@ -109,9 +110,9 @@ macro_rules! syscall_table {
                 assert!(table[$nr].is_none(), "a number is listed twice");
                 table[$nr] = Some(Call {
                     name: stringify!($name),
-                    run: |task, args| {
+                    run: |task: &mut $crate::sentry::task::Task, args| {
                         let [$($arg,)* ..] = *args;
-                        $(let $arg = <$ty as Arg>::decode($arg, task.memory())?;)*
+                        $(let $arg = task.decode::<$ty>($arg)?;)*
                         let _ = args;
                         $handler(task, $($arg),*)
                     },

@@ -17,8 +17,13 @@ use std::sync::Arc;
 /// `open_how`, version 0.
 type OpenHow = [u64; 3];
 
-/// What is opened with one of these does not wait.
-const OPENED_AT_ONCE: i32 = libc::O_NONBLOCK | libc::O_DIRECTORY | libc::O_PATH;
+/// A file whose opening may wait or do more than open it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SpecialFile {
+    Fifo,
+    /// A character device.
+    Device(u64),
+}
 
 fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> SysResult {
     if path.0.is_empty() {
@@ -26,38 +31,59 @@ fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> S
     }
     let cloexec = flags & libc::O_CLOEXEC != 0;
     let mut located = task.locate(dirfd, path, flags & libc::O_NOFOLLOW == 0)?;
-    // What is known to be neither a FIFO nor a device is opened at once.
-    let at_once = flags & OPENED_AT_ONCE != 0 || located.node.is_some();
-    let at_once = at_once || {
-        let mut stat = [0; 144];
-        // One call of less than a microsecond against a wait that no signal could end.
-        let known = host::newfstatat(located.dir(), located.path(), &mut stat, 0).is_ok();
-        let stat = StatView(&stat);
-        if known && located.may_have_strayed(stat.device()) {
-            located = task.relocate(located)?;
-        }
-        !known || !matches!(stat.mode() & libc::S_IFMT, libc::S_IFIFO | libc::S_IFCHR)
-    };
+    let looks = flags & (libc::O_DIRECTORY | libc::O_PATH) == 0;
+    let special = if looks && located.node.is_none() { special(task, &mut located)? } else { None };
     if let Some(node) = located.node {
         let file = task.open_node(node, flags)?;
         return task.files().insert(Arc::new(file), cloexec).map(i64::from);
     }
-    let flags = flags | libc::O_CLOEXEC;
+    if special == Some(SpecialFile::Device(libc::makedev(5, 0))) {
+        let host = task.open_own_terminal(flags)?;
+        return task.install(host, cloexec);
+    }
+    let guest_flags = flags;
+    // A terminal must not become the supervisor's.
+    let flags = flags | libc::O_CLOEXEC | libc::O_NOCTTY;
     let creates = flags & libc::O_CREAT != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE;
     let mode = if creates { mode & 0o7777 & !task.fs().umask } else { 0 };
-    let host = if at_once {
+    // Only a FIFO or a device waits to be opened. O_NONBLOCK would tell, but changes the open file; what is known
+    // to be neither is opened at once.
+    let host = if flags & libc::O_NONBLOCK != 0 || special.is_none() {
         host::openat(located.dir(), located.path(), flags, mode)
     } else {
         task.wait(|_, attention| host::wait_open(attention, located.dir(), located.path(), flags, mode))
     }?;
-    if flags & OPENED_AT_ONCE != 0 && has_strayed(&located, &host)? {
-        located = task.relocate(located)?;
+    if !looks && has_strayed(&located, &host)? {
+        located = task.relocate(&located)?;
         if let Some(node) = located.node {
-            let file = task.open_node(node, flags)?;
+            let file = task.open_node(node, guest_flags)?;
             return task.files().insert(Arc::new(file), cloexec).map(i64::from);
         }
     }
-    task.install(host, cloexec)
+    let file = Arc::new(File::new(host));
+    if matches!(special, Some(SpecialFile::Device(_))) {
+        task.opened_terminal(&file, guest_flags);
+    }
+    task.files().insert(file, cloexec).map(i64::from)
+}
+
+/// Looks at a file before it is opened, and again where it really is if links have led into the host's `/proc`.
+fn special(task: &Task, located: &mut Located<'_>) -> Result<Option<SpecialFile>, Errno> {
+    let mut stat = [0; 144];
+    // Everything that is usually opened in great numbers lies in no special directory and is not stat'ed twice for
+    // nothing: one call of less than a microsecond against a wait that no signal could end.
+    if host::newfstatat(located.dir(), located.path(), &mut stat, 0).is_err() {
+        return Ok(None);
+    }
+    let stat = StatView(&stat);
+    if located.may_have_strayed(stat.device()) {
+        *located = task.relocate(located)?;
+    }
+    Ok(match stat.mode() & libc::S_IFMT {
+        libc::S_IFIFO => Some(SpecialFile::Fifo),
+        libc::S_IFCHR => Some(SpecialFile::Device(stat.rdev())),
+        _ => None,
+    })
 }
 
 /// Whether symbolic links have led into the host's `/proc`.
@@ -156,7 +182,7 @@ pub(super) fn chdir(task: &mut Task, path: Path) -> SysResult {
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
     let mut directory = host::openat(located.dir(), located.path(), flags, 0)?;
     if has_strayed(&located, &directory)? {
-        located = task.relocate(located)?;
+        located = task.relocate(&located)?;
         directory = host::openat(located.dir(), located.path(), flags, 0)?;
     }
     change_directory(task, directory, located.node)
@@ -201,6 +227,6 @@ pub(super) fn getcwd(task: &mut Task, buf: super::args::OutBytes, size: usize) -
     if bytes.len() > size {
         return Err(Errno::ERANGE);
     }
-    task.memory().write(buf.0, &bytes)?;
+    task.give(buf.0, &bytes)?;
     Ok(bytes.len() as i64)
 }

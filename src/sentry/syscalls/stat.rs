@@ -31,7 +31,7 @@ fn stat_open(task: &Task, fd: i32, bytes: &mut [u8; 144]) -> Result<(), Errno> {
 pub(super) fn fstat(task: &mut Task, fd: Fd, buf: OutStat) -> SysResult {
     let mut bytes = [0; 144];
     stat_open(task, fd.0, &mut bytes)?;
-    task.memory().write_object(buf.0, &bytes).map(|()| 0)
+    task.give(buf.0, &bytes).map(|()| 0)
 }
 
 pub(super) fn newfstatat(task: &mut Task, dir: DirFd, path: Path, buf: OutStat, flags: AtFlags) -> SysResult {
@@ -43,14 +43,14 @@ pub(super) fn newfstatat(task: &mut Task, dir: DirFd, path: Path, buf: OutStat, 
         let mut at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
         host::newfstatat(at.dir(), at.path(), &mut bytes, flags.0)?;
         if at.may_have_strayed(StatView(&bytes).device()) && flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0 {
-            at = task.relocate(at)?;
+            at = task.relocate(&at)?;
             host::newfstatat(at.dir(), at.path(), &mut bytes, flags.0)?;
         }
         if let Some(node) = at.node {
             task.adjust_stat(node, &mut bytes);
         }
     }
-    task.memory().write_object(buf.0, &bytes).map(|()| 0)
+    task.give(buf.0, &bytes).map(|()| 0)
 }
 
 pub(super) fn statx(
@@ -67,7 +67,7 @@ pub(super) fn statx(
     if let Some(node) = at.node {
         task.adjust_statx(node, &mut bytes);
     }
-    task.memory().write_object(buf, &bytes).map(|()| 0)
+    task.give(buf, &bytes).map(|()| 0)
 }
 
 pub(super) fn fstatfs(task: &mut Task, fd: Fd, buf: Hex) -> SysResult {

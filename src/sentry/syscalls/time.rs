@@ -9,6 +9,7 @@ use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::task::Task;
 use std::time::Duration;
+use zerocopy::IntoBytes as _;
 
 /// The processor time of the stub process: what the guest's own code has used.
 ///
@@ -43,7 +44,7 @@ fn guest_clock(task: &Task, clock: i32) -> Result<Timespec, Errno> {
 
 pub(super) fn clock_gettime(task: &mut Task, clock: ClockId, time: OutTimespec) -> SysResult {
     let now = guest_clock(task, clock.0)?;
-    task.memory().write_object(time.0, &now).map(|()| 0)
+    task.give(time.0, now.as_bytes()).map(|()| 0)
 }
 
 pub(super) fn clock_getres(task: &mut Task, clock: ClockId, time: OutTimespec) -> SysResult {
@@ -52,7 +53,7 @@ pub(super) fn clock_getres(task: &mut Task, clock: ClockId, time: OutTimespec) -
         return Err(Errno::EINVAL);
     }
     host::clock_getres(clock.0, Some(&mut bytes))?;
-    task.memory().write_optional(time.0, &bytes).map(|()| 0)
+    task.give_optional(time.0, &bytes).map(|()| 0)
 }
 
 pub(super) fn clock_settime(_: &mut Task, _clock: ClockId, _time: InTimespec) -> SysResult {
@@ -61,8 +62,8 @@ pub(super) fn clock_settime(_: &mut Task, _clock: ClockId, _time: InTimespec) ->
 
 pub(super) fn gettimeofday(task: &mut Task, time: GuestAddr, zone: GuestAddr) -> SysResult {
     let now = read_clock(libc::CLOCK_REALTIME)?;
-    task.memory().write_optional(time, &Timeval { sec: now.sec, usec: now.nsec / 1000 })?;
-    task.memory().write_optional(zone, &[0_i32; 2]).map(|()| 0)
+    task.memory().write_optional(zone, &[0_i32; 2])?;
+    task.give_optional(time, &Timeval { sec: now.sec, usec: now.nsec / 1000 }).map(|()| 0)
 }
 
 pub(super) fn time(task: &mut Task, result: GuestAddr) -> SysResult {

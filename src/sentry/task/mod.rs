@@ -3,6 +3,7 @@
 mod clone;
 mod exit;
 mod handle;
+mod near;
 mod waiting;
 
 use clone::VforkGate;
@@ -40,6 +41,15 @@ impl ExitStatus {
             ExitStatus::Exited(status) => status & 0xff,
             ExitStatus::Signaled(signo) => 128 + signo,
         }
+    }
+
+    /// Ends this process in the same way, so that a shell that started it sees what it would have seen of the guest:
+    /// one that runs a loop stops at Ctrl-C only if its child has died of it.
+    pub fn end_this_process(self) -> ! {
+        if let ExitStatus::Signaled(signo) = self {
+            crate::sentry::host::die_of(signo);
+        }
+        std::process::exit(self.code())
     }
 }
 
@@ -99,6 +109,7 @@ pub(crate) struct TaskParts {
 }
 
 /// A directory that a path is relative to.
+#[derive(Clone)]
 pub(crate) enum Directory {
     /// The working directory.
     Working(Arc<OwnedFd>),
