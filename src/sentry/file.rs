@@ -2,6 +2,8 @@
 
 use super::errno::Errno;
 use super::host;
+use super::pidfd::PidFile;
+use super::signalfd::SignalFile;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -66,26 +68,70 @@ impl VirtualDirectory {
     }
 }
 
+/// What an open file is. Those that the sentry makes itself have a host file behind them all the same: a directory
+/// for `fstat`, an eventfd that is readable when they are for waits in the host.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    /// The host's: reads, writes and waits are its business.
+    Host,
+    Directory(VirtualDirectory),
+    /// signalfd(2).
+    Signals(SignalFile),
+    /// pidfd_open(2).
+    Pid(PidFile),
+}
+
 /// An open file. Duplicated descriptors share it, and it closes with the last of them.
 #[derive(Debug)]
 pub(crate) struct File {
     host: OwnedFd,
     file_type: OnceLock<FileType>,
-    directory: Option<VirtualDirectory>,
+    kind: Kind,
 }
 
 impl File {
     pub(crate) fn new(host: OwnedFd) -> Self {
-        Self { host, file_type: OnceLock::new(), directory: None }
+        Self { host, file_type: OnceLock::new(), kind: Kind::Host }
+    }
+
+    /// A file of the sentry's own, with an eventfd behind it.
+    pub(crate) fn made(host: OwnedFd, kind: Kind) -> Self {
+        Self { host, file_type: OnceLock::from(FileType::Stream), kind }
+    }
+
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// Whether the file's bytes are the host's to move.
+    pub(crate) fn is_of_host(&self) -> bool {
+        matches!(self.kind, Kind::Host)
+    }
+
+    /// What of the events that a wait is for can be waited for in the host. An eventfd can always be written to,
+    /// what it stands for cannot.
+    pub(crate) fn host_events(&self, events: i16) -> i16 {
+        match self.kind {
+            Kind::Host | Kind::Directory(_) => events,
+            Kind::Signals(_) | Kind::Pid(_) => events & (libc::POLLIN | libc::POLLRDNORM),
+        }
+    }
+
+    /// `O_NONBLOCK`, which the host keeps.
+    pub(crate) fn is_nonblocking(&self) -> bool {
+        host::fcntl(self.as_fd(), libc::F_GETFL, 0).is_ok_and(|flags| flags as i32 & libc::O_NONBLOCK != 0)
     }
 
     /// A directory of the sentry's own.
     pub(crate) fn virtual_directory(host: OwnedFd, directory: VirtualDirectory) -> Self {
-        Self { host, file_type: OnceLock::from(FileType::Directory), directory: Some(directory) }
+        Self { host, file_type: OnceLock::from(FileType::Directory), kind: Kind::Directory(directory) }
     }
 
     pub(crate) fn directory(&self) -> Option<&VirtualDirectory> {
-        self.directory.as_ref()
+        match &self.kind {
+            Kind::Directory(directory) => Some(directory),
+            _ => None,
+        }
     }
 
     /// The kind of file, asked of the host once.

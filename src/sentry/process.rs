@@ -1,13 +1,14 @@
 //! A guest process: what its threads share.
 
 use super::kernel::Kernel;
-use super::kernel::tree::Usage;
 use super::limits::Limits;
 use super::loader::Image;
+use super::pidfd::PidFiles;
 use super::signals::{Actions, Pending};
 use super::task::{ExitStatus, TaskHandle};
+use super::timers::{ProcessClock, ProcessTimers};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The program that a process runs, for `/proc` and `prctl`.
@@ -34,10 +35,11 @@ pub(crate) struct Process {
     ending: Mutex<Option<ExitStatus>>,
     /// A stop signal took effect and no SIGCONT has come since.
     stopped: AtomicBool,
-    /// What its threads that have ended, and programs that it ran before, have used.
-    used: Mutex<Usage>,
-    /// The stub process, for diagnosis and so that the guest cannot mean it by a process id.
-    stub_pid: AtomicI32,
+    /// The processor time that it has used, and the stub process that runs its code.
+    pub(crate) clock: Mutex<ProcessClock>,
+    timers: Mutex<ProcessTimers>,
+    /// The open pidfds that stand for it.
+    pub(crate) pid_files: Mutex<PidFiles>,
 }
 
 impl Process {
@@ -58,8 +60,9 @@ impl Process {
             threads: Mutex::default(),
             ending: Mutex::new(None),
             stopped: AtomicBool::new(false),
-            used: Mutex::default(),
-            stub_pid: AtomicI32::new(0),
+            clock: Mutex::default(),
+            timers: Mutex::default(),
+            pid_files: Mutex::default(),
         }
     }
 
@@ -123,19 +126,9 @@ impl Process {
         }
     }
 
-    /// Adds to what the process has used, and returns the sum.
-    pub(crate) fn add_usage(&self, more: Usage) -> Usage {
-        let mut used = lock(&self.used);
-        *used = used.plus(more);
-        *used
-    }
-
-    pub(crate) fn stub_pid(&self) -> i32 {
-        self.stub_pid.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_stub_pid(&self, pid: i32) {
-        self.stub_pid.store(pid, Ordering::Relaxed);
+    /// Its timers.
+    pub(crate) fn timers(&self) -> MutexGuard<'_, ProcessTimers> {
+        lock(&self.timers)
     }
 
     /// Wakes the threads that wait for what has changed about the process's children.

@@ -59,6 +59,9 @@ impl Tree {
         self.reparent_children(pid);
         let Some(node) = self.node_mut(pid) else { return };
         node.life = Life::Zombie { status, usage };
+        process.close_timers();
+        process.close_clock(usage);
+        crate::sentry::pidfd::ended(process);
         let (group, parent) = (node.group, node.parent);
         self.hang_up_orphans(group);
         let reaped_by_nobody = self.node(parent).is_none() || !self.notify_parent(pid);

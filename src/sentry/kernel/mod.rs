@@ -14,7 +14,9 @@ pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
 use super::futex::FutexTable;
 use super::observe::{Counts, TraceOutput};
 use super::process::lock;
+use super::signalfd::SignalFiles;
 use super::task::ExitStatus;
+use super::timers::Timers;
 use crate::{SwitchError, Systrap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use workers::Workers;
@@ -29,6 +31,8 @@ pub(crate) struct Kernel {
     tree: Mutex<Tree>,
     pub(crate) workers: Workers,
     pub(crate) futexes: FutexTable,
+    pub(crate) timers: Timers,
+    pub(crate) signal_files: SignalFiles,
     pub(crate) counts: Mutex<Counts>,
     pub(crate) trace: Option<Arc<TraceOutput>>,
     end: Mutex<End>,
@@ -55,6 +59,8 @@ impl Kernel {
             tree: Mutex::new(Tree::new(first_pid)),
             workers: Workers::default(),
             futexes: FutexTable::default(),
+            timers: Timers::default(),
+            signal_files: SignalFiles::default(),
             counts: Mutex::default(),
             trace,
             end: Mutex::default(),

@@ -4,9 +4,10 @@ use super::SysResult;
 use crate::GuestAddr;
 use crate::sentry::abi::Timespec;
 use crate::sentry::errno::Errno;
+use crate::sentry::futex::Key;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
-use crate::sentry::task::Task;
+use crate::sentry::task::{Restart, Task};
 use std::time::{Duration, Instant};
 
 /// The moment at which a wait gives up.
@@ -59,8 +60,12 @@ pub(super) fn futex(
             let limit = deadline(task, timeout, with_bits, realtime)?;
             let key = task.futex_key(addr, private)?;
             match task.futex_wait(addr, key, value, limit, bitset) {
-                // With a limit the kernel keeps what is left for the second try, and gives up if a handler runs.
-                Err(Errno::ERESTARTSYS) if limit.is_some() => Err(Errno::ERESTARTNOHAND),
+                // An absolute limit is the same at the second try.
+                Err(Errno::ERESTARTSYS) if limit.is_some() && with_bits => Err(Errno::ERESTARTNOHAND),
+                Err(Errno::ERESTARTSYS) if limit.is_some() => {
+                    task.restart = Some(Restart::Futex { addr, key, value, deadline: limit });
+                    Err(Errno::ERESTART_RESTARTBLOCK)
+                }
                 result => result.map(|()| 0),
             }
         }
@@ -88,6 +93,23 @@ pub(super) fn futex(
             Ok((woken + moved) as i64)
         }
         _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// Goes on with a `FUTEX_WAIT` that has a limit.
+pub(super) fn wait_again(
+    task: &mut Task,
+    addr: GuestAddr,
+    key: Key,
+    value: u32,
+    deadline: Option<Instant>,
+) -> SysResult {
+    match task.futex_wait(addr, key, value, deadline, u32::MAX) {
+        Err(Errno::ERESTARTSYS) => {
+            task.restart = Some(Restart::Futex { addr, key, value, deadline });
+            Err(Errno::ERESTART_RESTARTBLOCK)
+        }
+        result => result.map(|()| 0),
     }
 }
 

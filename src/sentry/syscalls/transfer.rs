@@ -4,7 +4,7 @@ use super::SysResult;
 use crate::GuestAddr;
 use crate::sentry::abi::{Iovec, MAX_RW_COUNT};
 use crate::sentry::errno::Errno;
-use crate::sentry::file::{File, FileType};
+use crate::sentry::file::{File, FileType, Kind};
 use crate::sentry::guest_memory::{GuestMemory, GuestMemoryExt as _};
 use crate::sentry::host;
 use crate::sentry::signals::SigInfo;
@@ -56,7 +56,7 @@ impl Segments {
     }
 
     /// Copies to the guest; returns how much arrived before a bad address.
-    fn copy_out(&mut self, memory: &dyn GuestMemory, bytes: &[u8]) -> usize {
+    pub(super) fn copy_out(&mut self, memory: &dyn GuestMemory, bytes: &[u8]) -> usize {
         let mut done = 0;
         while let Some((addr, len)) = (done < bytes.len()).then(|| self.next(bytes.len() - done)).flatten() {
             match memory.write(addr, &bytes[done..done + len]) {
@@ -93,6 +93,13 @@ fn take_buffer(task: &mut Task, len: usize) -> Vec<u8> {
 pub(super) fn read(task: &mut Task, file: &File, segments: Segments, offset: Option<i64>) -> SysResult {
     if offset.is_some_and(|offset| offset < 0) {
         return Err(Errno::EINVAL);
+    }
+    match file.kind() {
+        Kind::Signals(signals) if offset.is_none() => {
+            return super::signalfd::read(task, file, signals, segments);
+        }
+        Kind::Pid(_) if offset.is_none() => return Err(Errno::EINVAL),
+        _ => {}
     }
     let mut buffer = take_buffer(task, segments.left().min(CHUNK));
     let result = read_through(task, file, segments, offset, &mut buffer);
@@ -147,6 +154,9 @@ fn read_through(
 /// Writes guest memory to a file, at the file's own position or at `offset`.
 pub(super) fn write(task: &mut Task, file: &File, segments: Segments, offset: Option<i64>) -> SysResult {
     if offset.is_some_and(|offset| offset < 0) {
+        return Err(Errno::EINVAL);
+    }
+    if matches!(file.kind(), Kind::Signals(_) | Kind::Pid(_)) && offset.is_none() {
         return Err(Errno::EINVAL);
     }
     let mut buffer = take_buffer(task, segments.left().min(CHUNK));

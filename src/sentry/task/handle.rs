@@ -1,11 +1,13 @@
 //! What others may touch of a task: its signal queue, its mask, and the ways to make it look.
 
 use crate::Interrupter;
+use crate::sentry::fd_table::FdTable;
 use crate::sentry::host::{self, Attention};
-use crate::sentry::process::Process;
+use crate::sentry::process::{Process, lock};
 use crate::sentry::signals::{Pending, SigInfo, SignalSet};
+use crate::sentry::timers::TaskClock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The shared part of a task.
 ///
@@ -29,8 +31,14 @@ pub(crate) struct TaskHandle {
     mask: AtomicU64,
     /// The signals that `sigtimedwait` waits for: not blocked meanwhile, and kept even if they are ignored.
     awaited: AtomicU64,
+    /// The signals whose arrival a read or a poll of a signalfd waits for.
+    watched: AtomicU64,
     /// Signals sent to this task in particular.
     pending: Mutex<Pending>,
+    /// Its processor time.
+    pub(crate) clock: Mutex<TaskClock>,
+    /// Its descriptors, for `pidfd_getfd`.
+    files: Mutex<Weak<Mutex<FdTable>>>,
     /// `PR_SET_NAME`.
     name: Mutex<[u8; 16]>,
     /// It has to end, because its process ends or another thread executes a program.
@@ -61,7 +69,10 @@ impl TaskHandle {
             bell: AtomicU32::new(0),
             mask: AtomicU64::new(mask.0),
             awaited: AtomicU64::new(0),
+            watched: AtomicU64::new(0),
             pending: Mutex::default(),
+            clock: Mutex::default(),
+            files: Mutex::default(),
             name: Mutex::new(name),
             doomed: AtomicBool::new(false),
         }
@@ -102,6 +113,30 @@ impl TaskHandle {
     /// Only for the task itself.
     pub(crate) fn set_awaited(&self, awaited: SignalSet) {
         self.awaited.store(awaited.0, Ordering::SeqCst);
+    }
+
+    pub(crate) fn watched(&self) -> SignalSet {
+        SignalSet(self.watched.load(Ordering::SeqCst))
+    }
+
+    /// Only for the task itself. Look for what is pending afterwards.
+    pub(crate) fn set_watched(&self, watched: SignalSet) {
+        self.watched.store(watched.0, Ordering::SeqCst);
+    }
+
+    /// The stub thread that runs the task's code.
+    pub(crate) fn stub_thread(&self) -> Option<i32> {
+        lock(&self.interrupter).as_ref().and_then(Interrupter::stub_thread)
+    }
+
+    /// Its descriptor table, while it has one.
+    pub(crate) fn files(&self) -> Option<Arc<Mutex<FdTable>>> {
+        lock(&self.files).upgrade()
+    }
+
+    /// Only for the task itself.
+    pub(crate) fn set_files(&self, files: &Arc<Mutex<FdTable>>) {
+        *lock(&self.files) = Arc::downgrade(files);
     }
 
     pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {

@@ -3,10 +3,12 @@
 mod clone;
 mod exit;
 mod handle;
+mod restart;
 mod waiting;
 
 pub(crate) use clone::{CloneRequest, VforkGate};
 pub(crate) use handle::TaskHandle;
+pub(crate) use restart::Restart;
 pub(crate) use waiting::Parked;
 
 use super::errno::Errno;
@@ -76,8 +78,8 @@ pub(crate) struct Task {
     pub(crate) robust_list: u64,
     /// The parent of a `vfork` waits behind it until this task executes a program or ends.
     vfork_gate: Option<VforkGate>,
-    /// What the thread that runs the task had used before.
-    used_before_ns: u64,
+    /// How the call that a signal interrupted goes on, if no handler runs.
+    pub(crate) restart: Option<Restart>,
 }
 
 /// What a task is made of, apart from what it always starts with.
@@ -112,6 +114,7 @@ impl Task {
     pub(crate) fn new(parts: TaskParts) -> Self {
         let TaskParts { context, mm, handle, files, fs, signals, observer } = parts;
         let process = Arc::clone(&handle.process);
+        handle.set_files(&files);
         Self {
             context,
             mm,
@@ -127,7 +130,7 @@ impl Task {
             clear_child_tid: 0,
             robust_list: 0,
             vfork_gate: None,
-            used_before_ns: 0,
+            restart: None,
         }
     }
 
@@ -155,6 +158,7 @@ impl Task {
         if Arc::strong_count(&self.files) > 1 {
             let copy = self.files().clone();
             self.files = Arc::new(Mutex::new(copy));
+            self.handle.set_files(&self.files);
         }
     }
 
@@ -178,7 +182,12 @@ impl Task {
 
     /// Gives a new open file the lowest free number.
     pub(crate) fn install(&self, host: OwnedFd, cloexec: bool) -> Result<i64, Errno> {
-        self.files().insert(Arc::new(File::new(host)), cloexec).map(i64::from)
+        self.install_file(Arc::new(File::new(host)), cloexec)
+    }
+
+    /// Gives an open file the lowest free number.
+    pub(crate) fn install_file(&self, file: Arc<File>, cloexec: bool) -> Result<i64, Errno> {
+        self.files().insert(file, cloexec).map(i64::from)
     }
 
     /// What a `dirfd` argument stands for.
