@@ -1,8 +1,10 @@
 //! The execution state of one guest thread, and how it is run.
 
 mod answers;
+mod execute;
 mod handoff;
 mod interrupt;
+mod memory;
 mod patched;
 mod state;
 mod switch;
@@ -12,8 +14,12 @@ use std::sync::Arc;
 use systrap_stub::wire;
 
 use answers::Answers;
+pub use answers::PassedCalls;
+pub use execute::Executed;
+use execute::{Executing, StubCall};
 pub(crate) use handoff::HandOff;
 pub use interrupt::Interrupter;
+pub use memory::{ContextMemory, Made, MemoryOnReturn};
 use state::FullState;
 
 use crate::address_space::SpaceInner;
@@ -38,6 +44,11 @@ pub struct Context {
     changed: bool,
     /// The result that the next switch gives to the call that the last one returned.
     result: i64,
+    /// What the stub thread does for the guest before it goes on.
+    executing: Executing,
+    host_call: StubCall,
+    /// What became of that, if it was not the result of the guest's call.
+    executed: Option<Executed>,
     counts: Registered,
     answers: Answers,
     recent_sites: RecentSites,
@@ -81,6 +92,9 @@ impl Context {
             pulled: true,
             changed: true,
             result: -i64::from(libc::ENOSYS),
+            executing: Executing::Nothing,
+            host_call: StubCall::default(),
+            executed: None,
             counts,
             answers: Answers::default(),
             recent_sites: RecentSites::new(),
@@ -190,6 +204,7 @@ impl Context {
     ///
     /// As [`Context::pull_full_state`].
     pub fn release(&mut self) -> Result<(), crate::SwitchError> {
+        self.execute_at_once()?;
         self.pull_full_state()?;
         self.leave_home();
         Ok(())

@@ -4,6 +4,7 @@ use super::errno::Errno;
 use super::host;
 use super::pidfd::PidFile;
 use super::signalfd::SignalFile;
+use super::syscalls::Epoll;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -75,6 +76,8 @@ pub(crate) enum Kind {
     /// The host's: reads, writes and waits are its business.
     Host,
     Directory(VirtualDirectory),
+    /// epoll(7); the host's instance is behind it.
+    Epoll(Epoll),
     /// signalfd(2).
     Signals(SignalFile),
     /// pidfd_open(2).
@@ -94,7 +97,7 @@ impl File {
         Self { host, file_type: OnceLock::new(), kind: Kind::Host }
     }
 
-    /// A file of the sentry's own, with an eventfd behind it.
+    /// A file of the sentry's own with what is behind it in the host.
     pub(crate) fn made(host: OwnedFd, kind: Kind) -> Self {
         Self { host, file_type: OnceLock::from(FileType::Stream), kind }
     }
@@ -108,12 +111,13 @@ impl File {
         matches!(self.kind, Kind::Host)
     }
 
-    /// What of the events that a wait is for can be waited for in the host. An eventfd can always be written to,
-    /// what it stands for cannot.
-    pub(crate) fn host_events(&self, events: i16) -> i16 {
+    /// What of the events (`POLL*` or `EPOLL*` with its options) that a wait is for can be waited for in the host. An
+    /// eventfd can always be written to, what it stands for cannot.
+    pub(crate) fn host_events(&self, events: u32) -> u32 {
+        const MEANINGLESS: u32 = (libc::EPOLLOUT | libc::EPOLLWRNORM | libc::EPOLLWRBAND) as u32;
         match self.kind {
-            Kind::Host | Kind::Directory(_) => events,
-            Kind::Signals(_) | Kind::Pid(_) => events & (libc::POLLIN | libc::POLLRDNORM),
+            Kind::Host | Kind::Directory(_) | Kind::Epoll(_) => events,
+            Kind::Signals(_) | Kind::Pid(_) => events & !MEANINGLESS,
         }
     }
 
@@ -125,6 +129,19 @@ impl File {
     /// A directory of the sentry's own.
     pub(crate) fn virtual_directory(host: OwnedFd, directory: VirtualDirectory) -> Self {
         Self { host, file_type: OnceLock::from(FileType::Directory), kind: Kind::Directory(directory) }
+    }
+
+    /// An epoll instance.
+    pub(crate) fn epoll(host: OwnedFd) -> Self {
+        Self::made(host, Kind::Epoll(Epoll::default()))
+    }
+
+    /// What an epoll instance watches; `None` for other files.
+    pub(crate) fn as_epoll(&self) -> Option<&Epoll> {
+        match &self.kind {
+            Kind::Epoll(epoll) => Some(epoll),
+            _ => None,
+        }
     }
 
     pub(crate) fn directory(&self) -> Option<&VirtualDirectory> {

@@ -114,7 +114,11 @@ impl Task {
 
     /// `pidfd_getfd`: an open file of another process.
     pub(crate) fn file_of(&self, process: &Process, fd: i32) -> Result<Arc<File>, Errno> {
-        let ended = self.kernel().tree().node(process.pid).is_none_or(|node| matches!(node.life, Life::Zombie { .. }));
+        let ended = self
+            .kernel()
+            .tree()
+            .node(process.pid)
+            .is_none_or(|node| matches!(node.life, Life::Zombie { .. }));
         let thread = process.threads().first().cloned().filter(|_| !ended).ok_or(Errno::ESRCH)?;
         let files = thread.files().ok_or(Errno::ESRCH)?;
         lock(&files).get(fd)

@@ -62,7 +62,8 @@ impl SignalFile {
         let users = state.users.iter().filter_map(Weak::upgrade).collect::<Vec<_>>();
         let pending = users.iter().any(|process| {
             let threads = process.threads().clone();
-            let own = threads.iter().fold(SignalSet::default(), |all, thread| all.union(thread.pending().set()));
+            let own =
+                threads.iter().fold(SignalSet::default(), |all, thread| all.union(thread.pending().set()));
             !own.union(process.pending().set()).intersection(mask).is_empty()
         });
         if pending != state.raised {
@@ -110,7 +111,10 @@ impl SignalFiles {
         for file in files {
             if let Kind::Signals(signals) = file.kind()
                 && signals.mask().contains(signo)
-                && lock(&signals.state).users.iter().any(|user| std::ptr::eq(user.as_ptr(), Arc::as_ptr(process)))
+                && lock(&signals.state)
+                    .users
+                    .iter()
+                    .any(|user| std::ptr::eq(user.as_ptr(), Arc::as_ptr(process)))
             {
                 signals.settle(&file);
             }

@@ -221,6 +221,7 @@ fn values(access: Access) -> Vec<u32> {
             wire::RESUME_FULL,
             wire::EXECUTE,
             wire::EXECUTE_RESUME,
+            wire::EXECUTE_RESUME_IF_DONE,
             wire::COPY_FROM_GUEST,
             wire::COPY_TO_GUEST,
             wire::STORE_WORD,
@@ -245,7 +246,10 @@ fn check_reply(mut cpu: Cpu, reply: u32) {
         match (reply, cpu.effect()) {
             (wire::RESUME, _) if cpu.ip == resume => return,
             (wire::RESUME_FULL, _) if cpu.ip == resume_all => return,
-            (wire::EXECUTE | wire::EXECUTE_RESUME, Effect::Elsewhere(addr)) if addr == nr => return,
+            (
+                wire::EXECUTE | wire::EXECUTE_RESUME | wire::EXECUTE_RESUME_IF_DONE,
+                Effect::Elsewhere(addr),
+            ) if addr == nr => return,
             (wire::COPY_FROM_GUEST | wire::COPY_TO_GUEST | wire::STORE_WORD, Effect::Elsewhere(addr))
                 if addr == arg0 =>
             {
@@ -266,6 +270,7 @@ fn wire_value_is_unknown(reply: u32) -> bool {
         wire::RESUME_FULL,
         wire::EXECUTE,
         wire::EXECUTE_RESUME,
+        wire::EXECUTE_RESUME_IF_DONE,
         wire::COPY_FROM_GUEST,
         wire::COPY_TO_GUEST,
         wire::EXIT,

@@ -1,9 +1,10 @@
 //! clone and its kin: what their arguments say.
 
 use super::SysResult;
+use super::args::Hex;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
-use crate::sentry::task::{CloneRequest, Task};
+use crate::sentry::task::{CLONE_NEWTIME, CloneRequest, NAMESPACES, Task};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The exit signal's part of `clone`'s flags.
@@ -11,11 +12,11 @@ const CSIGNAL: u64 = 0xff;
 
 pub(super) fn clone(
     task: &mut Task,
-    flags: super::args::Hex,
+    flags: Hex,
     stack: GuestAddr,
     parent_tid: GuestAddr,
     child_tid: GuestAddr,
-    tls: super::args::Hex,
+    tls: Hex,
 ) -> SysResult {
     // The high half means nothing to this call.
     let flags = flags.0 & u64::from(u32::MAX);
@@ -63,7 +64,8 @@ struct CloneArgs {
 pub(super) fn clone3(task: &mut Task, args: GuestAddr, size: usize) -> SysResult {
     const FIRST_VERSION: usize = 64;
     const DETACHED: u64 = libc::CLONE_DETACHED as u64;
-    const KNOWN: u64 = (1 << 34) - 1 - CSIGNAL | 0x80; // CLONE_NEWTIME is within CSIGNAL
+    // CLONE_NEWTIME lies where clone has its exit signal.
+    const KNOWN: u64 = (((1 << 34) - 1) & !CSIGNAL) | CLONE_NEWTIME;
     if size < FIRST_VERSION {
         return Err(Errno::EINVAL);
     }
@@ -91,6 +93,27 @@ pub(super) fn clone3(task: &mut Task, args: GuestAddr, size: usize) -> SysResult
         child_tid: GuestAddr::new(known.child_tid),
         tls: known.tls,
     })
+}
+
+/// Stops sharing with other tasks; namespaces are the supervisor's to make.
+pub(super) fn unshare(task: &mut Task, flags: Hex) -> SysResult {
+    let bits = |flag: i32| u64::from(flag as u32);
+    let alone = task.process.threads().len() == 1;
+    let here = bits(libc::CLONE_FILES) | bits(libc::CLONE_FS) | bits(libc::CLONE_SYSVSEM);
+    let of_process = bits(libc::CLONE_THREAD) | bits(libc::CLONE_SIGHAND) | bits(libc::CLONE_VM);
+    if flags.0 & !(here | of_process | NAMESPACES) != 0 || flags.0 & of_process != 0 && !alone {
+        return Err(Errno::EINVAL);
+    }
+    if flags.0 & NAMESPACES != 0 {
+        return Err(Errno::EPERM);
+    }
+    if flags.0 & bits(libc::CLONE_FILES) != 0 {
+        task.unshare_files();
+    }
+    if flags.0 & bits(libc::CLONE_FS) != 0 {
+        task.unshare_fs();
+    }
+    Ok(0)
 }
 
 impl Task {

@@ -6,6 +6,7 @@
 pub(crate) mod args;
 mod clone;
 mod descriptor;
+mod epoll;
 mod futex;
 mod identity;
 mod ioctl;
@@ -29,6 +30,8 @@ mod timer;
 mod transfer;
 mod wait;
 mod xattr;
+
+pub(crate) use epoll::Epoll;
 
 use super::errno::Errno;
 use super::task::{AfterCall, Task};

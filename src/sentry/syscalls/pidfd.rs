@@ -22,7 +22,13 @@ pub(super) fn pidfd_open(task: &mut Task, pid: i32, flags: i32) -> SysResult {
     task.open_pid_file(pid, flags)
 }
 
-pub(super) fn pidfd_send_signal(task: &mut Task, fd: Fd, signo: Signo, info: GuestAddr, flags: u32) -> SysResult {
+pub(super) fn pidfd_send_signal(
+    task: &mut Task,
+    fd: Fd,
+    signo: Signo,
+    info: GuestAddr,
+    flags: u32,
+) -> SysResult {
     if flags != 0 {
         return Err(Errno::EINVAL);
     }

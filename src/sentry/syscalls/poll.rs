@@ -50,7 +50,7 @@ impl Waited {
                 let fd = file.as_ref().map_or(-1, |file| file.as_fd().as_raw_fd());
                 let events = file.as_ref().map_or(0, |file| match file.kind() {
                     Kind::Signals(_) => 0, // looked at here
-                    _ => file.host_events(entry.events),
+                    _ => file.host_events(entry.events as u16 as u32) as i16,
                 });
                 files.push(file);
                 libc::pollfd { fd, events, revents: 0 }
@@ -175,7 +175,12 @@ fn poll_until(task: &mut Task, fds: GuestAddr, count: u32, deadline: Option<Inst
 }
 
 /// Goes on with a `poll`.
-pub(super) fn poll_again(task: &mut Task, fds: GuestAddr, count: u32, deadline: Option<Instant>) -> SysResult {
+pub(super) fn poll_again(
+    task: &mut Task,
+    fds: GuestAddr,
+    count: u32,
+    deadline: Option<Instant>,
+) -> SysResult {
     poll_until(task, fds, count, deadline)
 }
 

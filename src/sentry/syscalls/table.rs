@@ -2,8 +2,8 @@
 
 use super::args::*;
 use super::{
-    clone, descriptor, futex, identity, ioctl, kill, memory, open, path, pidfd, poll, process, read_write, signal, signalfd,
-    stat, syscall_table, system, time, timer, wait, xattr,
+    clone, descriptor, epoll, futex, identity, ioctl, kill, memory, open, path, pidfd, poll, process,
+    read_write, signal, signalfd, stat, syscall_table, system, time, timer, wait, xattr,
 };
 use crate::GuestAddr;
 
@@ -149,6 +149,7 @@ syscall_table! {
         => futex::futex;
     203 sched_setaffinity(pid: i32, size: usize, mask: GuestAddr) => system::sched_setaffinity;
     204 sched_getaffinity(pid: i32, size: usize, mask: GuestAddr) => system::sched_getaffinity;
+    213 epoll_create(size: i32) => epoll::epoll_create;
     217 getdents64(fd: Fd, buf: GuestAddr, size: u32) => stat::getdents64;
     218 set_tid_address(addr: GuestAddr) => process::set_tid_address;
     219 restart_syscall() => time::restart_syscall;
@@ -163,6 +164,8 @@ syscall_table! {
     229 clock_getres(clock: ClockId, time: OutTimespec) => time::clock_getres;
     230 clock_nanosleep(clock: ClockId, flags: i32, request: InTimespec, remaining: GuestAddr) => time::clock_nanosleep;
     231 exit_group(status: i32) => process::exit_group;
+    232 epoll_wait(epoll: Fd, events: GuestAddr, most: i32, timeout: i32) => epoll::epoll_wait;
+    233 epoll_ctl(epoll: Fd, operation: i32, fd: Fd, event: GuestAddr) => epoll::epoll_ctl;
     234 tgkill(tgid: i32, tid: i32, signo: Signo) => kill::tgkill;
     235 utimes(path: Path, times: GuestAddr) => path::utimes;
     247 waitid(kind: i32, id: i32, info: GuestAddr, options: WaitOptions, usage: GuestAddr) => wait::waitid;
@@ -184,12 +187,15 @@ syscall_table! {
         count: i32, reads: GuestAddr, writes: GuestAddr, excepts: GuestAddr, timeout: InTimespec, mask: GuestAddr,
     ) => poll::pselect6;
     271 ppoll(fds: GuestAddr, count: u32, timeout: InTimespec, mask: GuestAddr, size: usize) => poll::ppoll;
+    272 unshare(flags: Hex) => clone::unshare;
     273 set_robust_list(head: GuestAddr, len: usize) => process::set_robust_list;
     274 get_robust_list(tid: i32, head: GuestAddr, len: GuestAddr) => process::get_robust_list;
     275 splice(input: Fd, from: GuestAddr, out: Fd, to: GuestAddr, len: usize, flags: u32) => read_write::splice;
     276 tee(input: Fd, out: Fd, len: usize, flags: u32) => read_write::tee;
     277 sync_file_range(fd: Fd, offset: i64, length: i64, flags: u32) => descriptor::sync_file_range;
     280 utimensat(dir: DirFd, path: OptionalPath, times: GuestAddr, flags: AtFlags) => path::utimensat;
+    281 epoll_pwait(epoll: Fd, events: GuestAddr, most: i32, timeout: i32, mask: GuestAddr, size: usize)
+        => epoll::epoll_pwait;
     282 signalfd(fd: Fd, mask: GuestAddr, size: usize) => signalfd::signalfd;
     283 timerfd_create(clock: ClockId, flags: i32) => timer::timerfd_create;
     284 eventfd(initial: u32) => open::eventfd;
@@ -198,6 +204,7 @@ syscall_table! {
     287 timerfd_gettime(fd: Fd, value: GuestAddr) => timer::timerfd_gettime;
     289 signalfd4(fd: Fd, mask: GuestAddr, size: usize, flags: i32) => signalfd::signalfd4;
     290 eventfd2(initial: u32, flags: i32) => open::eventfd2;
+    291 epoll_create1(flags: OpenFlags) => epoll::epoll_create1;
     292 dup3(old: Fd, new: Fd, flags: OpenFlags) => descriptor::dup3;
     293 pipe2(fds: OutFdPair, flags: OpenFlags) => open::pipe2;
     295 preadv(fd: Fd, iov: OutIovecs, count: usize, offset: i64) => read_write::preadv;
@@ -225,6 +232,8 @@ syscall_table! {
     437 openat2(dir: DirFd, path: Path, how: GuestAddr, size: usize) => open::openat2;
     438 pidfd_getfd(pidfd: Fd, fd: Fd, flags: u32) => pidfd::pidfd_getfd;
     439 faccessat2(dir: DirFd, path: Path, mode: AccessMode, flags: AtFlags) => path::faccessat2;
+    441 epoll_pwait2(epoll: Fd, events: GuestAddr, most: i32, timeout: GuestAddr, mask: GuestAddr, size: usize)
+        => epoll::epoll_pwait2;
     452 fchmodat2(dir: DirFd, path: Path, mode: Mode, flags: AtFlags) => path::fchmodat2;
 }
 

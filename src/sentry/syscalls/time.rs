@@ -38,13 +38,14 @@ pub(super) fn clock_getres(task: &mut Task, clock: ClockId, time: OutTimespec) -
 /// The time is the host's: whoever may not set it natively may not here.
 pub(super) fn clock_settime(task: &mut Task, clock: ClockId, time: InTimespec) -> SysResult {
     match Clock::decode(task, clock.0)? {
-        Clock::Cpu(_) => Err(Errno::EPERM),
+        // The numbers of one's own clocks have nothing to set, the others may not be.
+        Clock::Cpu(_) if clock.0 < 0 => Err(Errno::EPERM),
         Clock::Host(libc::CLOCK_REALTIME) => {
             let time: Timespec = task.memory().read_object(time.0)?;
             timers::from_timespec(time).ok_or(Errno::EINVAL)?;
             Err(Errno::EPERM)
         }
-        Clock::Host(_) => Err(Errno::EINVAL),
+        Clock::Host(_) | Clock::Cpu(_) => Err(Errno::EINVAL),
     }
 }
 
@@ -62,11 +63,16 @@ pub(super) fn time(task: &mut Task, result: GuestAddr) -> SysResult {
 
 /// Sleeps until a time of a host clock. A relative sleep that was interrupted goes on where it was, unless a handler
 /// runs: then `remaining` says what is left.
-fn sleep_until(task: &mut Task, base: Base, deadline: i64, absolute: bool, remaining: GuestAddr) -> SysResult {
+fn sleep_until(
+    task: &mut Task,
+    base: Base,
+    deadline: i64,
+    absolute: bool,
+    remaining: GuestAddr,
+) -> SysResult {
     let until = timers::to_timespec(deadline).to_array();
-    let result = task.wait(|_, attention| {
-        host::wait_nanosleep(attention, base.id(), libc::TIMER_ABSTIME, &until, None)
-    });
+    let result = task
+        .wait(|_, attention| host::wait_nanosleep(attention, base.id(), libc::TIMER_ABSTIME, &until, None));
     match result {
         Err(Errno::ERESTARTSYS) if absolute => Err(Errno::ERESTARTNOHAND),
         Err(Errno::ERESTARTSYS) => {
@@ -144,8 +150,7 @@ pub(super) fn clock_nanosleep(
     match clock {
         Err(clock) => {
             let base = clock.base(absolute);
-            let deadline =
-                if absolute { clock.to_base(request) } else { base.now().saturating_add(request) };
+            let deadline = if absolute { clock.to_base(request) } else { base.now().saturating_add(request) };
             sleep_until(task, base, deadline, absolute, remaining)
         }
         // Its own clock stands still meanwhile.

@@ -117,7 +117,13 @@ pub(super) fn timerfd_create(task: &mut Task, clock: ClockId, flags: i32) -> Sys
     task.install(host, flags & libc::TFD_CLOEXEC != 0)
 }
 
-pub(super) fn timerfd_settime(task: &mut Task, fd: Fd, flags: i32, new: GuestAddr, old: GuestAddr) -> SysResult {
+pub(super) fn timerfd_settime(
+    task: &mut Task,
+    fd: Fd,
+    flags: i32,
+    new: GuestAddr,
+    old: GuestAddr,
+) -> SysResult {
     let new: [u8; 32] = task.memory().read_object(new)?;
     let file = task.file(fd.0)?;
     let mut previous = [0; 32];

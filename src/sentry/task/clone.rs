@@ -35,9 +35,11 @@ const fn bits(flag: i32) -> u64 {
 pub(crate) const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
 /// `CLONE_INTO_CGROUP`.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
-const CLONE_NEWTIME: u64 = 0x80;
+/// `CLONE_NEWTIME`, only for `clone3`.
+pub(crate) const CLONE_NEWTIME: u64 = 0x80;
 
-const NAMESPACES: u64 = bits(libc::CLONE_NEWNS)
+/// `CLONE_NEW*`.
+pub(crate) const NAMESPACES: u64 = bits(libc::CLONE_NEWNS)
     | bits(libc::CLONE_NEWCGROUP)
     | bits(libc::CLONE_NEWUTS)
     | bits(libc::CLONE_NEWIPC)

@@ -6,7 +6,8 @@ mod handle;
 mod restart;
 mod waiting;
 
-pub(crate) use clone::{CloneRequest, VforkGate};
+use clone::VforkGate;
+pub(crate) use clone::{CLONE_NEWTIME, CloneRequest, NAMESPACES};
 pub(crate) use handle::TaskHandle;
 pub(crate) use restart::Restart;
 pub(crate) use waiting::Parked;

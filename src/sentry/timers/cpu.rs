@@ -45,7 +45,11 @@ pub(crate) struct ProcessClock {
 
 impl ProcessClock {
     fn stub_ns(&self) -> u64 {
-        if self.stub_pid == 0 { 0 } else { host::process_time_ns(self.stub_pid).saturating_sub(self.stub_base_ns) }
+        if self.stub_pid == 0 {
+            0
+        } else {
+            host::process_time_ns(self.stub_pid).saturating_sub(self.stub_base_ns)
+        }
     }
 
     fn look(&mut self, threads: &[Arc<TaskHandle>]) -> Usage {

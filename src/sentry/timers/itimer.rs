@@ -1,10 +1,10 @@
 //! Interval timers (kernel/time/itimer.c): one each for real time, the process's own time, and all of its time.
 
+use super::TICK_NS;
 use super::arithmetic::forward;
 use super::clock::Base;
 use super::cpu::Share;
 use super::service::{Due, Key, Timers};
-use super::TICK_NS;
 use crate::sentry::errno::Errno;
 use crate::sentry::kernel::Target;
 use crate::sentry::process::Process;
@@ -94,7 +94,8 @@ impl CpuTimer {
 }
 
 /// What the two timers of processor time count, and what they send.
-pub(super) const CPU_TIMERS: [(Share, i32); 2] = [(Share::User, libc::SIGVTALRM), (Share::Both, libc::SIGPROF)];
+pub(super) const CPU_TIMERS: [(Share, i32); 2] =
+    [(Share::User, libc::SIGVTALRM), (Share::Both, libc::SIGPROF)];
 
 impl Process {
     /// `getitimer`.

@@ -208,7 +208,12 @@ impl Process {
     }
 
     /// `timer_settime`; returns what the timer stood at.
-    pub(crate) fn set_timer(self: &Arc<Self>, id: i32, new: Setting, absolute: bool) -> Result<Setting, Errno> {
+    pub(crate) fn set_timer(
+        self: &Arc<Self>,
+        id: i32,
+        new: Setting,
+        absolute: bool,
+    ) -> Result<Setting, Errno> {
         let tree = self.kernel.tree();
         let mut timers = self.timers();
         let timer = timers.posix.get(id)?;

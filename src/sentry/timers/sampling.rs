@@ -56,7 +56,11 @@ fn judge(limit: Rlimit, used: i64) -> Option<Verdict> {
     if limit.soft == u64::MAX {
         return (limit.hard != u64::MAX).then(|| Verdict::Until(time(limit.hard)));
     }
-    Some(if used >= time(limit.soft.max(1)) { Verdict::Warn } else { Verdict::Until(time(limit.soft.max(1))) })
+    Some(if used >= time(limit.soft.max(1)) {
+        Verdict::Warn
+    } else {
+        Verdict::Until(time(limit.soft.max(1)))
+    })
 }
 
 impl Process {
@@ -72,7 +76,10 @@ impl Process {
 
     /// The same if the process, which is new, has a limit.
     pub(crate) fn sample_if_limited(self: &Arc<Self>) {
-        let limited = self.limits().get(libc::RLIMIT_CPU).is_ok_and(|limit| limit.soft != u64::MAX || limit.hard != u64::MAX);
+        let limited = self
+            .limits()
+            .get(libc::RLIMIT_CPU)
+            .is_ok_and(|limit| limit.soft != u64::MAX || limit.hard != u64::MAX);
         if limited {
             // Where the host has no timer left the limit does not work.
             let _ = self.sample_cpu_time();
@@ -138,7 +145,9 @@ impl Kernel {
         let mut again = Vec::new();
         let mut delay = i64::MAX;
         for process in self.timers.take_sampled() {
-            let Some(next) = process.upgrade().and_then(|process| process.look_at_cpu_time()) else { continue };
+            let Some(next) = process.upgrade().and_then(|process| process.look_at_cpu_time()) else {
+                continue;
+            };
             delay = delay.min(next.delay(cpus));
             again.push(process);
         }

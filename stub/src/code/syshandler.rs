@@ -15,7 +15,7 @@ use super::sighandler::{SW_XFEATURES, resume_all};
 use super::thread::thread_wait;
 use crate::layout::SLOT_SIZE;
 use crate::layout::SYSMSG_LEN;
-use crate::sysmsg::{ANSWERS, SIGSTACK, SIGSTACK_LEN, Sysmsg, gregs};
+use crate::sysmsg::{ANSWERS, PASS, SIGSTACK, SIGSTACK_LEN, Sysmsg, gregs};
 use crate::wire;
 
 /// Bits that are zero in the distance from the first slot to any slot.
@@ -53,7 +53,7 @@ pub unsafe extern "C" fn syshandler() {
         "pop r11",
         "mov rsp, gs:[{guest_rsp}]",
         "mov eax, dword ptr gs:[{saved_nr}]",
-        // ---- A constant answer?
+        // ---- A constant answer, or a call to be passed on?
         "cmp eax, {answers_len}",
         "jae 20f",
         "cmp byte ptr gs:[{answer_flags} + rax], 0",
@@ -68,12 +68,22 @@ pub unsafe extern "C" fn syshandler() {
         "mov gs:[{a0} + 32], r8",
         "mov gs:[{a0} + 40], r9",
         "mov dword ptr gs:[{nr}], eax",
+        "25:",
         // ---- Publish, full barrier, then look whether the supervisor sleeps. The barrier is a locked instruction on a
         // line of the stub's own: an xchg of the state would wait for the other stores and find the line stolen again.
         "mov dword ptr gs:[{state}], {patched}",
         "lock or dword ptr gs:[{saved_nr}], 0",
         "cmp dword ptr gs:[{supervisor_sleeps}], 0",
         "jne 50f",
+        // ---- Leave the line alone while the supervisor fetches it and answers: a look in between would take it away
+        // from under its stores.
+        "mov ecx, dword ptr gs:[{head_start}]",
+        "jmp 26f",
+        "25:",
+        "pause",
+        "26:",
+        "sub ecx, 1",
+        "jnc 25b",
         // ---- Spin.
         "21:",
         "mov ecx, dword ptr gs:[{spin}]",
@@ -101,8 +111,11 @@ pub unsafe extern "C" fn syshandler() {
         "jmp rcx",
         // ---- The constant answer; rcx is still the return address.
         "80:",
+        "cmp byte ptr gs:[{answer_flags} + rax], {pass}",
+        "je 70f",
         "inc qword ptr gs:[{answered}]",
         "mov rax, gs:[{answers} + 8 * rax]",
+        "81:",
         "mov gs:[{saved_nr}], rax",
         "mov eax, r11d",
         "shl eax, 8",
@@ -112,9 +125,49 @@ pub unsafe extern "C" fn syshandler() {
         "sahf",
         "mov rax, gs:[{saved_nr}]",
         "jmp rcx",
-        // ---- Other replies.
+        // ---- A call for the host kernel, with the guest's own registers. Of the futex calls only those with an operation
+        // of the mask, private and without CLOCK_REALTIME; and no WAIT with a time-out, which would begin anew when an
+        // interrupt rolls the call back.
+        "70:",
+        "cmp eax, {futex}",
+        "jne 71f",
+        "mov eax, esi",
+        "xor eax, {private}",
+        "cmp eax, 32",
+        "jae 73f",
+        "bt dword ptr gs:[{passed_futexes}], eax",
+        "jnc 73f",
+        "test eax, eax",
+        "jnz 71f",
+        "test r10, r10",
+        "jnz 73f",
+        "71:",
+        "inc qword ptr gs:[{answered}]",
+        "mov gs:[{ctx} + {rcx}], rcx",
+        "mov gs:[{ctx} + {r11}], r11",
+        "mov eax, dword ptr gs:[{saved_nr}]",
+        // An interrupt here, or behind the call if it returned EINTR, is one of the guest at its `syscall` (sighandler).
+        ".globl systrap_pass",
+        ".hidden systrap_pass",
+        "systrap_pass:",
+        "syscall",
+        ".globl systrap_ip_fast_pass",
+        ".hidden systrap_ip_fast_pass",
+        "systrap_ip_fast_pass:",
+        "mov rcx, gs:[{ctx} + {rcx}]",
+        "mov r11, gs:[{ctx} + {r11}]",
+        "jmp 81b",
+        "73:",
+        "mov eax, dword ptr gs:[{saved_nr}]",
+        "jmp 20b",
+        // ---- Other replies. What follows them depends on which it was.
         "30:",
+        "mov dword ptr gs:[{saved_nr}], eax",
+        "cmp eax, {execute}",
+        "je 40f",
         "cmp eax, {execute_resume}",
+        "je 40f",
+        "cmp eax, {execute_resume_if_done}",
         "je 40f",
         "cmp eax, {sleep}",
         "je 35f",
@@ -122,7 +175,9 @@ pub unsafe extern "C" fn syshandler() {
         "je 32f",
         "cmp eax, {spill}",
         "jne 33f",
-        // SPILL: everything to the state area; from there on this is a thread like those in the signal handler.
+        // SPILL, or a host call failed: everything to the state area; from there on this is a thread like those in the
+        // signal handler.
+        "31:",
         "mov gs:[{ctx} + {r8}], r8",
         "mov gs:[{ctx} + {r9}], r9",
         "mov gs:[{ctx} + {r10}], r10",
@@ -155,6 +210,8 @@ pub unsafe extern "C" fn syshandler() {
         "push 2",
         "popfq",
         "mov r14d, {spilled}",
+        "cmp dword ptr [r15 + {saved_nr}], {spill}",
+        "jne systrap_publish_done",
         "jmp {wait}",
         // RESUME_FULL
         "32:",
@@ -172,7 +229,7 @@ pub unsafe extern "C" fn syshandler() {
         "lock cmpxchg dword ptr gs:[{state}], ecx",
         "je 60f",
         "jmp 21b",
-        // ---- EXECUTE_RESUME: a host call with the line's arguments instead of the guest's registers.
+        // ---- EXECUTE and its like: a host call with the line's arguments instead of the guest's registers.
         "40:",
         "mov gs:[{ctx} + {rdi}], rdi",
         "mov gs:[{ctx} + {rsi}], rsi",
@@ -192,7 +249,6 @@ pub unsafe extern "C" fn syshandler() {
         ".globl systrap_ip_fast_execute",
         ".hidden systrap_ip_fast_execute",
         "systrap_ip_fast_execute:",
-        "mov gs:[{a0}], rax",
         "mov r8, gs:[{ctx} + {r8}]",
         "mov r9, gs:[{ctx} + {r9}]",
         "mov rdi, gs:[{ctx} + {rdi}]",
@@ -200,7 +256,18 @@ pub unsafe extern "C" fn syshandler() {
         "mov rdx, gs:[{ctx} + {rdx}]",
         "mov r10, gs:[{ctx} + {r10}]",
         "mov r11, gs:[{ctx} + {r11}]",
-        "jmp 24b",
+        "mov gs:[{a0}], rax",
+        "mov ecx, dword ptr gs:[{saved_nr}]",
+        "cmp ecx, {execute}",
+        "je 25b", // the call stands: the same event once more
+        // No error: the guest's. EINTR is the supervisor's, and after EXECUTE_RESUME_IF_DONE any error.
+        "cmp rax, -4095",
+        "jb 24b",
+        "cmp rax, -4",
+        "je 31b",
+        "cmp ecx, {execute_resume}",
+        "je 24b",
+        "jmp 31b",
         // ---- Wake the supervisor.
         "50:",
         "mov gs:[{ctx} + {rdi}], rdi",
@@ -279,11 +346,16 @@ pub unsafe extern "C" fn syshandler() {
         scratch_top = const offset_of!(Sysmsg, scratch_top),
         answers_len = const ANSWERS,
         answer_flags = const offset_of!(Sysmsg, answer_flags),
+        pass = const PASS,
+        futex = const 202,
+        private = const 128,
+        passed_futexes = const offset_of!(Sysmsg, passed_futexes),
         saved_nr = const offset_of!(Sysmsg, saved_nr),
         answers = const offset_of!(Sysmsg, answers),
         answered = const offset_of!(Sysmsg, answered),
         supervisor_sleeps = const offset_of!(Sysmsg, supervisor_sleeps),
         stub_sleeps = const offset_of!(Sysmsg, stub_sleeps),
+        head_start = const offset_of!(Sysmsg, head_start),
         spin = const offset_of!(Sysmsg, spin),
         timeout = const offset_of!(Sysmsg, sleep_timeout),
         fs_base = const offset_of!(Sysmsg, fs_base),
@@ -313,7 +385,9 @@ pub unsafe extern "C" fn syshandler() {
         user_segments = const 0x2b_u64 << 48 | 0x33,
         patched = const wire::PATCHED,
         spilled = const wire::SPILLED,
+        execute = const wire::EXECUTE,
         execute_resume = const wire::EXECUTE_RESUME,
+        execute_resume_if_done = const wire::EXECUTE_RESUME_IF_DONE,
         resume_full = const wire::RESUME_FULL,
         spill = const wire::SPILL,
         sleep = const wire::SLEEP,
