@@ -2,6 +2,7 @@
 
 use super::errno::Errno;
 use super::host;
+use super::kernel::Tree;
 use super::pidfd::PidFile;
 use super::signalfd::SignalFile;
 use super::syscalls::Epoll;
@@ -169,6 +170,20 @@ impl File {
                 _ => FileType::Stream,
             }
         })
+    }
+
+    /// The path of what the host has in `fdinfo` for this descriptor.
+    pub(crate) fn host_info_path(&self) -> String {
+        format!("/proc/self/fdinfo/{}", self.host.as_raw_fd())
+    }
+
+    /// What `fdinfo` shows besides, for a file that the sentry makes.
+    pub(crate) fn info(&self, tree: &Tree) -> String {
+        match &self.kind {
+            Kind::Pid(file) => file.info(tree),
+            Kind::Signals(file) => file.info(),
+            Kind::Host | Kind::Directory(_) | Kind::Epoll(_) => String::new(),
+        }
     }
 
     /// The path of the host's own view of this descriptor.

@@ -23,6 +23,8 @@ pub(crate) enum Special<'a> {
     FdDirectory,
     /// A descriptor, with what follows it in the path (empty, or starting with a slash).
     Descriptor(i32, &'a [u8]),
+    /// What is known of a descriptor (`fdinfo`).
+    DescriptorInfo(i32),
 }
 
 /// A file whose text the sentry writes.
@@ -66,7 +68,11 @@ pub(crate) fn recognise(path: &[u8], pid: i32) -> Option<Special<'_>> {
         b"environ" => Some(Special::Text(Text::Environ)),
         b"comm" => Some(Special::Text(Text::Comm)),
         b"fd" | b"fd/" => Some(Special::FdDirectory),
-        _ => descriptor(rest.strip_prefix(b"fd/")?),
+        _ => match rest.strip_prefix(b"fdinfo/").map(descriptor) {
+            Some(Some(Special::Descriptor(fd, b""))) => Some(Special::DescriptorInfo(fd)),
+            Some(_) => None,
+            None => descriptor(rest.strip_prefix(b"fd/")?),
+        },
     }
 }
 
@@ -77,6 +83,16 @@ fn descriptor(rest: &[u8]) -> Option<Special<'_>> {
     let plain =
         number.bytes().all(|byte| byte.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
     plain.then(|| number.parse().ok()).flatten().map(|fd| Special::Descriptor(fd, &rest[split..]))
+}
+
+/// A file with that text in it.
+fn text_file(bytes: &[u8]) -> Result<File, Errno> {
+    let memory = host::memfd_create(c"proc", libc::MFD_CLOEXEC)?;
+    let mut written = 0;
+    while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+        written += host::pwrite64(memory.as_fd(), rest, written as i64)?;
+    }
+    Ok(File::new(memory))
 }
 
 impl Task {
@@ -90,6 +106,7 @@ impl Task {
             Special::Text(Text::Maps) => b"/proc/self/maps".to_vec(),
             Special::Text(_) => b"/proc/self/cmdline".to_vec(),
             Special::FdDirectory => FD_DIRECTORY.as_bytes().to_vec(),
+            Special::DescriptorInfo(fd) => self.file(fd).map_err(|_| Errno::ENOENT)?.host_info_path().into_bytes(),
             Special::Descriptor(fd, rest) => {
                 let file = self.file(fd).map_err(|_| Errno::ENOENT)?;
                 let mut path = file.host_proc_path().into_bytes();
@@ -107,13 +124,13 @@ impl Task {
                 if flags & libc::O_ACCMODE != libc::O_RDONLY && text != Text::Comm {
                     return Err(Errno::EACCES);
                 }
-                let bytes = self.special_text(text);
-                let memory = host::memfd_create(c"proc", libc::MFD_CLOEXEC)?;
-                let mut written = 0;
-                while written < bytes.len() {
-                    written += host::pwrite64(memory.as_fd(), &bytes[written..], written as i64)?;
-                }
-                Ok(Some(File::new(memory)))
+                text_file(&self.special_text(text)).map(Some)
+            }
+            Special::DescriptorInfo(fd) => {
+                let file = self.file(fd).map_err(|_| Errno::ENOENT)?;
+                let mut text = std::fs::read(file.host_info_path())?;
+                text.extend_from_slice(file.info(&self.kernel().tree()).as_bytes());
+                text_file(&text).map(Some)
             }
             Special::FdDirectory => {
                 let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
@@ -162,6 +179,8 @@ mod tests {
         assert_eq!(special("/proc/self/status"), None);
         assert_eq!(special("/proc/self/fd/"), Some(Special::FdDirectory));
         assert_eq!(special("/proc/self/fd/10"), Some(Special::Descriptor(10, b"")));
+        assert_eq!(special("/proc/self/fdinfo/10"), Some(Special::DescriptorInfo(10)));
+        assert_eq!(special("/proc/self/fdinfo/10/x"), None);
         assert_eq!(special("/dev/fd/3/x"), Some(Special::Descriptor(3, b"/x")));
         assert_eq!(special("/dev/stdin"), Some(Special::Descriptor(0, b"")));
         assert_eq!(special("/dev/null"), None);

@@ -38,6 +38,11 @@ impl SignalFile {
         SignalSet(self.mask.load(Ordering::SeqCst))
     }
 
+    /// What `/proc/self/fdinfo` adds.
+    pub(crate) fn info(&self) -> String {
+        format!("sigmask:\t{:016x}\n", self.mask().0)
+    }
+
     pub(crate) fn set_mask(&self, mask: SignalSet) {
         self.mask.store(mask.0, Ordering::SeqCst);
     }

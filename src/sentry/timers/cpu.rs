@@ -67,12 +67,6 @@ impl Process {
         lock(&self.clock).look(&threads)
     }
 
-    /// Adds to what the process has used.
-    pub(crate) fn add_usage(&self, more: Usage) {
-        let mut clock = lock(&self.clock);
-        clock.used = clock.used.plus(more);
-    }
-
     /// A thread is about to end: its time becomes the process's. Returns what the process has used in all.
     pub(crate) fn add_thread_usage(&self, thread: &TaskHandle) -> Usage {
         let threads = self.threads().clone();
