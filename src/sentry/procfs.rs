@@ -106,7 +106,9 @@ impl Task {
             Special::Text(Text::Maps) => b"/proc/self/maps".to_vec(),
             Special::Text(_) => b"/proc/self/cmdline".to_vec(),
             Special::FdDirectory => FD_DIRECTORY.as_bytes().to_vec(),
-            Special::DescriptorInfo(fd) => self.file(fd).map_err(|_| Errno::ENOENT)?.host_info_path().into_bytes(),
+            Special::DescriptorInfo(fd) => {
+                self.file(fd).map_err(|_| Errno::ENOENT)?.host_info_path().into_bytes()
+            }
             Special::Descriptor(fd, rest) => {
                 let file = self.file(fd).map_err(|_| Errno::ENOENT)?;
                 let mut path = file.host_proc_path().into_bytes();

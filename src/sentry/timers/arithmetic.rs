@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(forward(100, 0, 500), (100, 0));
         assert_eq!(forward(0, 1, i64::MAX), (i64::MAX, i64::MAX));
         assert_eq!(forward(1, i64::MAX, 2), (i64::MAX, 1));
-        assert_eq!(forward(5, i64::MAX - 1, i64::MAX), (i64::MAX, 2));
+        assert_eq!(forward(5, i64::MAX - 1, i64::MAX), (i64::MAX, 1));
     }
 
     #[test]
