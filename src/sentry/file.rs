@@ -70,6 +70,15 @@ impl VirtualDirectory {
     }
 }
 
+/// What is known of an open file that is a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Terminal {
+    /// The number of the terminal proper, of which a pseudo-terminal's master is the other end.
+    pub(crate) device: u32,
+    /// The file is a pseudo-terminal's master.
+    pub(crate) is_master: bool,
+}
+
 /// What an open file is. Those that the sentry makes itself have a host file behind them all the same: a directory
 /// for `fstat`, an eventfd that is readable when they are for waits in the host.
 #[derive(Debug)]
@@ -90,17 +99,18 @@ pub(crate) enum Kind {
 pub(crate) struct File {
     host: OwnedFd,
     file_type: OnceLock<FileType>,
+    terminal: OnceLock<Terminal>,
     kind: Kind,
 }
 
 impl File {
     pub(crate) fn new(host: OwnedFd) -> Self {
-        Self { host, file_type: OnceLock::new(), kind: Kind::Host }
+        Self { host, file_type: OnceLock::new(), terminal: OnceLock::new(), kind: Kind::Host }
     }
 
     /// A file of the sentry's own with what is behind it in the host.
     pub(crate) fn made(host: OwnedFd, kind: Kind) -> Self {
-        Self { host, file_type: OnceLock::from(FileType::Stream), kind }
+        Self { host, file_type: OnceLock::from(FileType::Stream), terminal: OnceLock::new(), kind }
     }
 
     pub(crate) fn kind(&self) -> &Kind {
@@ -129,7 +139,8 @@ impl File {
 
     /// A directory of the sentry's own.
     pub(crate) fn virtual_directory(host: OwnedFd, directory: VirtualDirectory) -> Self {
-        Self { host, file_type: OnceLock::from(FileType::Directory), kind: Kind::Directory(directory) }
+        let file_type = OnceLock::from(FileType::Directory);
+        Self { file_type, kind: Kind::Directory(directory), ..Self::new(host) }
     }
 
     /// An epoll instance.
@@ -167,9 +178,24 @@ impl File {
                 libc::S_IFCHR if libc::major(stat.rdev()) == 1 && libc::minor(stat.rdev()) != 11 => {
                     FileType::ReadyDevice
                 }
+                libc::S_IFCHR => {
+                    if let Some(device) = host::terminal_device(self.as_fd()) {
+                        let is_master = stat.rdev() == libc::makedev(5, 2);
+                        let _ = self.terminal.set(Terminal { device, is_master });
+                    }
+                    FileType::Stream
+                }
                 _ => FileType::Stream,
             }
         })
+    }
+
+    /// The terminal that the file is; found out together with its type, so that other files pay nothing for it.
+    pub(crate) fn terminal(&self) -> Option<Terminal> {
+        match self.file_type() {
+            FileType::Stream => self.terminal.get().copied(),
+            _ => None,
+        }
     }
 
     /// The path of what the host has in `fdinfo` for this descriptor.

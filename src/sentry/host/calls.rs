@@ -112,6 +112,7 @@ host_calls! {
     getgroups(size: i32, list: &mut [u32; 1024]) = SYS_getgroups;
     getpgid(pid: i32) = SYS_getpgid;
     getsid(pid: i32) = SYS_getsid;
+    setpgid(pid: i32, group: i32) = SYS_setpgid;
     kill(pid: i32, signo: i32) = SYS_kill;
     uname(utsname: &mut [u8; 390]) = SYS_uname;
     sysinfo(info: &mut [u8; 112]) = SYS_sysinfo;
@@ -143,6 +144,8 @@ waiting_calls! {
     wait_ppoll(fds: &mut [libc::pollfd], timeout: Option<&mut [u8; 16]>, mask: usize) = SYS_ppoll;
     wait_epoll(epoll: Fd<'_>, events: Events<'_>, timeout: Option<&[u8; 16]>, mask: usize) = SYS_epoll_pwait2;
     wait_nanosleep(clock: i32, flags: i32, request: &[u8; 16], remaining: Option<&mut [u8; 16]>) = SYS_clock_nanosleep;
+    wait_ioctl_number(fd: Fd<'_>, command: u32, number: u64) = SYS_ioctl;
+    wait_ioctl_bytes(fd: Fd<'_>, command: u32, bytes: &mut [u8; 256]) = SYS_ioctl;
     wait_flock(fd: Fd<'_>, operation: i32) = SYS_flock;
     wait_fcntl_lock(fd: Fd<'_>, command: i32, lock: &mut [u8; 32]) = SYS_fcntl;
     wait_openat(dir: Fd<'_>, path: &CStr, flags: i32, mode: u32) = SYS_openat;
@@ -204,6 +207,7 @@ macro_rules! opening_calls {
 opening_calls! {
     openat(dir: Fd<'_>, path: &CStr, flags: i32, mode: u32) = SYS_openat;
     dup_cloexec(fd: Fd<'_>, command: i32, minimum: i32) = SYS_fcntl;
+    open_by_ioctl(fd: Fd<'_>, command: u32, flags: i32) = SYS_ioctl;
     eventfd2(initial: u32, flags: i32) = SYS_eventfd2;
     epoll_create1(flags: i32) = SYS_epoll_create1;
     memfd_create(name: &CStr, flags: u32) = SYS_memfd_create;

@@ -14,12 +14,16 @@
 
 mod calls;
 mod interruptible;
+mod keeper;
 mod process;
+mod terminal;
 mod words;
 
 pub(crate) use calls::*;
 pub(crate) use interruptible::{Attention, install_kick_handler, kick};
+pub(crate) use keeper::SessionKeeper;
 pub(crate) use process::*;
+pub(crate) use terminal::*;
 pub(crate) use words::{wait_word, wake_word};
 
 use super::errno::Errno;

@@ -56,6 +56,20 @@ pub(crate) fn ignore_signals_of_files() {
     }
 }
 
+/// Ends this process by a signal, as if its default action had been taken, without a core dump. Returns if the
+/// signal does not end a process.
+pub(crate) fn die_of(signo: i32) {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let set = signal_set(&[signo]);
+    // SAFETY: SIG_DFL runs no code of this process; the sets and the limit are valid for the calls.
+    unsafe {
+        libc::setrlimit(libc::RLIMIT_CORE, &none);
+        libc::signal(signo, libc::SIG_DFL);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+        libc::raise(signo);
+    }
+}
+
 fn signal_set(signals: &[i32]) -> libc::sigset_t {
     // SAFETY: sigemptyset initialises the set; sigaddset refuses numbers that are not signals.
     unsafe {

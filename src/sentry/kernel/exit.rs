@@ -32,11 +32,24 @@ impl Kernel {
             process.ring();
         }
         let all_gone = tree.running == 0;
+        let keepers = tree.has_keepers_to_close();
+        let stop = if last { tree.stop_to_show(self.first_pid, None) } else { None };
         drop(tree);
+        if keepers {
+            drop(self.close_keepers());
+        }
+        if let Some(signo) = stop {
+            self.stop_outside(signo);
+        }
         if all_gone {
             self.report_all_gone();
         }
     }
+}
+
+/// Whether a parent in that group and session keeps a child's group from being an orphan.
+fn watches((group, session): (i32, i32), of_child: (i32, i32)) -> bool {
+    group != of_child.0 && session == of_child.1
 }
 
 impl Tree {
@@ -56,14 +69,23 @@ impl Tree {
         if pid == kernel.first_pid {
             kernel.report_status(status);
         }
+        let Some(node) = self.node(pid) else { return };
+        let (group, session, parent) = (node.group, node.session, node.parent);
+        // Before anybody hears of the end in another way.
+        if session == pid {
+            self.session_leader_ended(session);
+        }
         self.reparent_children(pid);
-        let Some(node) = self.node_mut(pid) else { return };
-        node.life = Life::Zombie { status, usage };
+        if let Some(node) = self.node_mut(pid) {
+            node.life = Life::Zombie { status, usage };
+        }
         process.close_timers();
         process.close_clock(usage);
         crate::sentry::pidfd::ended(process);
-        let (group, parent) = (node.group, node.parent);
-        self.hang_up_orphans(group);
+        let watched = self.node(parent).map(|parent| (parent.group, parent.session));
+        if watched.is_none_or(|watched| watches(watched, (group, session))) {
+            self.hang_up_orphans(group);
+        }
         let reaped_by_nobody = self.node(parent).is_none() || !self.notify_parent(pid);
         if reaped_by_nobody {
             self.reap(pid);
@@ -82,12 +104,13 @@ impl Tree {
             }
             heir = node.parent;
         }
+        let own = self.node(pid).map_or((0, 0), |node| (node.group, node.session));
         for child in children {
             let Some(node) = self.node_mut(child) else { continue };
             node.parent = heir;
             node.creator = heir;
             let zombie = matches!(node.life, Life::Zombie { .. });
-            let group = node.group;
+            let (group, session) = (node.group, node.session);
             match self.node_mut(heir) {
                 Some(heir) => {
                     heir.children.insert(child);
@@ -99,7 +122,9 @@ impl Tree {
                 None if zombie => self.reap(child),
                 None => {}
             }
-            self.hang_up_orphans(group);
+            if watches(own, (group, session)) {
+                self.hang_up_orphans(group);
+            }
         }
     }
 

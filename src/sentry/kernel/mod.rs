@@ -2,12 +2,17 @@
 
 mod exit;
 mod groups;
+mod keeper;
+mod outside;
 mod send;
+mod terminals;
 pub(crate) mod tree;
 mod wait;
 mod workers;
 
+pub(crate) use keeper::Keeper;
 pub(crate) use send::Target;
+pub(crate) use terminals::Link;
 pub(crate) use tree::{Child, Life, Node, Tree};
 pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
 
@@ -33,6 +38,8 @@ pub(crate) struct Kernel {
     pub(crate) futexes: FutexTable,
     pub(crate) timers: Timers,
     pub(crate) signal_files: SignalFiles,
+    /// Held while a terminal becomes a session's or is being given up.
+    keeper_gate: Mutex<()>,
     pub(crate) counts: Mutex<Counts>,
     pub(crate) trace: Option<Arc<TraceOutput>>,
     end: Mutex<End>,
@@ -61,6 +68,7 @@ impl Kernel {
             futexes: FutexTable::default(),
             timers: Timers::default(),
             signal_files: SignalFiles::default(),
+            keeper_gate: Mutex::default(),
             counts: Mutex::default(),
             trace,
             end: Mutex::default(),

@@ -1,6 +1,6 @@
 //! Sending signals to threads, processes and groups (kernel/signal.c `send_signal_locked`).
 
-use super::{Kernel, Life, Tree};
+use super::{Life, Tree};
 use crate::sentry::errno::Errno;
 use crate::sentry::process::Process;
 use crate::sentry::signals::{SigInfo, SignalSet};
@@ -16,7 +16,8 @@ pub(crate) enum Target<'a> {
     Thread(&'a Arc<TaskHandle>),
 }
 
-const STOPS: SignalSet =
+/// The signals that stop.
+pub(super) const STOPS: SignalSet =
     SignalSet(0).with(libc::SIGSTOP).with(libc::SIGTSTP).with(libc::SIGTTIN).with(libc::SIGTTOU);
 
 impl Tree {
@@ -118,22 +119,5 @@ impl Process {
             rest = rest.without(signo);
             wake_one(&self.threads().clone(), signo);
         }
-    }
-}
-
-impl Kernel {
-    /// A signal that the host sent to the supervisor: for the guest's first process or, when that has ended, for all
-    /// others.
-    pub(crate) fn pass_on(&self, info: SigInfo) {
-        let mut tree = self.tree();
-        let running = |tree: &Tree, pid: i32| {
-            tree.node(pid).is_some_and(|node| !matches!(node.life, Life::Zombie { .. }))
-        };
-        let pids: Vec<i32> = if running(&tree, self.first_pid) {
-            vec![self.first_pid]
-        } else {
-            tree.nodes().map(|node| node.process.pid).collect()
-        };
-        let _ = tree.send_to_all(&pids, info);
     }
 }

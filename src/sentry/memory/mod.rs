@@ -1,12 +1,14 @@
 //! A guest's memory map: what is mapped where, and the calls that change it.
 
 mod calls;
+mod hands;
 mod layout;
 mod map;
 mod proc_maps;
 mod region;
 
 pub(crate) use calls::MapRequest;
+pub(crate) use hands::Hands;
 pub(crate) use layout::Layout;
 pub(crate) use map::MemoryMap;
 pub(crate) use region::{Backing, MappedFile, Region};

@@ -4,7 +4,6 @@ use super::frame::{self, FrameContext};
 use super::{AltStack, DefaultAction, Disposition, FaultState, SS_AUTODISARM, SigInfo, SignalSet};
 use crate::sentry::abi::KernelSigaction;
 use crate::sentry::errno::Errno;
-use crate::sentry::host;
 use crate::sentry::task::{ExitStatus, Task};
 use crate::{Signal, SwitchError};
 use std::sync::Arc;
@@ -66,7 +65,7 @@ impl Task {
             }
             match disposition {
                 Disposition::Ignore | Disposition::Default(DefaultAction::Ignore) => {}
-                Disposition::Default(DefaultAction::Stop) => self.stop(signo),
+                Disposition::Default(DefaultAction::Stop) => self.stop(&info),
                 Disposition::Default(DefaultAction::Terminate) => {
                     self.process.end(ExitStatus::Signaled(signo));
                     self.exit = self.process.ending();
@@ -97,20 +96,21 @@ impl Task {
     }
 
     /// A stop signal takes effect on the whole process, unless its group is an orphan: nobody would continue it.
-    fn stop(&mut self, signo: i32) {
+    fn stop(&mut self, info: &SigInfo) {
+        let signo = info.signo();
         let kernel = Arc::clone(self.kernel());
-        {
+        let to_show = {
             let mut tree = kernel.tree();
             let group = tree.node(self.process.pid).map_or(0, |node| node.group);
             if signo != libc::SIGSTOP && tree.is_orphaned(group) {
                 return;
             }
             tree.stop(&self.process, signo);
-        }
-        if self.process.pid == kernel.first_pid {
-            // Whoever started the supervisor sees it stop in the guest's place, and continues both.
-            let _ = host::kill(std::process::id() as i32, libc::SIGSTOP);
-            kernel.tree().resume(&self.process, true);
+            let is_first = self.process.pid == kernel.first_pid;
+            tree.stop_to_show(kernel.first_pid, is_first.then(|| info.sender().unwrap_or(0)))
+        };
+        if let Some(signo) = to_show {
+            kernel.stop_outside(signo);
         }
     }
 

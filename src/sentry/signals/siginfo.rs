@@ -36,6 +36,15 @@ impl SigInfo {
         self.int(8)
     }
 
+    pub(crate) fn is_from_kernel(&self) -> bool {
+        self.code() == SI_KERNEL
+    }
+
+    /// Who sent it, if that was a process.
+    pub(crate) fn sender(&self) -> Option<i32> {
+        (self.code() <= 0).then(|| self.int(16))
+    }
+
     /// Sent by `kill` (`SI_USER`), `tgkill` (`SI_TKILL`) and the like.
     pub(crate) fn from_user(signo: i32, code: i32, pid: i32, uid: u32) -> Self {
         let mut info = Self::with(signo, code);

@@ -145,7 +145,7 @@ fn wait(
         Err(errno) => Err(errno),
         Ok(count) => {
             let filled = buffer.get(..count * EPOLL_EVENT).unwrap_or_default();
-            task.memory().write(events, filled).map(|()| count as i64).map_err(Errno::from)
+            task.give(events, filled).map(|()| count as i64)
         }
     };
     task.buffer = buffer;

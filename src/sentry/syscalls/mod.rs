@@ -25,6 +25,7 @@ mod signalfd;
 mod stat;
 mod system;
 mod table;
+mod terminal;
 mod time;
 mod timer;
 mod transfer;
@@ -112,9 +113,9 @@ macro_rules! syscall_table {
                 assert!(table[$nr].is_none(), "a number is listed twice");
                 table[$nr] = Some(Call {
                     name: stringify!($name),
-                    run: |task, args| {
+                    run: |task: &mut $crate::sentry::task::Task, args| {
                         let [$($arg,)* ..] = *args;
-                        $(let $arg = <$ty as Arg>::decode($arg, task.memory())?;)*
+                        $(let $arg = task.decode::<$ty>($arg)?;)*
                         let _ = args;
                         $handler(task, $($arg),*)
                     },

@@ -26,29 +26,49 @@ fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> S
         return task.files().insert(Arc::new(file), cloexec).map(i64::from);
     }
     let located = task.locate(dirfd, path, flags & libc::O_NOFOLLOW == 0)?;
-    let flags = flags | libc::O_CLOEXEC;
+    let special = if flags & (libc::O_DIRECTORY | libc::O_PATH) != 0 { None } else { special(&located) };
+    if special == Some(SpecialFile::Device(libc::makedev(5, 0))) {
+        let host = task.open_own_terminal(flags)?;
+        return task.install(host, cloexec);
+    }
+    let guest_flags = flags;
+    // A terminal must not become the supervisor's.
+    let flags = flags | libc::O_CLOEXEC | libc::O_NOCTTY;
     let creates = flags & libc::O_CREAT != 0 || flags & libc::O_TMPFILE == libc::O_TMPFILE;
     let mode = if creates { mode & 0o7777 & !task.fs().umask } else { 0 };
     // Only a FIFO or a device waits to be opened. O_NONBLOCK would tell, but changes the open file; what is known
     // to be neither is opened at once.
-    let host = if flags & (libc::O_NONBLOCK | libc::O_DIRECTORY | libc::O_PATH) != 0 || !is_special(&located)
-    {
+    let host = if flags & libc::O_NONBLOCK != 0 || special.is_none() {
         host::openat(located.dir(), located.path(), flags, mode)
     } else {
         task.wait(|_, attention| host::wait_open(attention, located.dir(), located.path(), flags, mode))
     }?;
-    task.install(host, cloexec)
+    let file = Arc::new(File::new(host));
+    if matches!(special, Some(SpecialFile::Device(_))) {
+        task.opened_terminal(&file, guest_flags);
+    }
+    task.files().insert(file, cloexec).map(i64::from)
 }
 
-/// Whether the path names a FIFO or a character device, whose opening may wait.
-fn is_special(located: &super::locate::Located<'_>) -> bool {
+/// A file whose opening may wait or do more than open it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SpecialFile {
+    Fifo,
+    /// A character device.
+    Device(u64),
+}
+
+fn special(located: &super::locate::Located<'_>) -> Option<SpecialFile> {
     let mut stat = [0; 144];
     // Everything that is usually opened in great numbers lies in no special directory and is not stat'ed twice for
     // nothing: one call of less than a microsecond against a wait that no signal could end.
-    host::newfstatat(located.dir(), located.path(), &mut stat, 0).is_ok_and(|_| {
-        let kind = crate::sentry::file::StatView(&stat).mode() & libc::S_IFMT;
-        kind == libc::S_IFIFO || kind == libc::S_IFCHR
-    })
+    host::newfstatat(located.dir(), located.path(), &mut stat, 0).ok()?;
+    let stat = crate::sentry::file::StatView(&stat);
+    match stat.mode() & libc::S_IFMT {
+        libc::S_IFIFO => Some(SpecialFile::Fifo),
+        libc::S_IFCHR => Some(SpecialFile::Device(stat.rdev())),
+        _ => None,
+    }
 }
 
 pub(super) fn open(task: &mut Task, path: Path, flags: OpenFlags, mode: Mode) -> SysResult {
@@ -173,6 +193,6 @@ pub(super) fn getcwd(task: &mut Task, buf: super::args::OutBytes, size: usize) -
     if bytes.len() > size {
         return Err(Errno::ERANGE);
     }
-    task.memory().write(buf.0, &bytes)?;
+    task.give(buf.0, &bytes)?;
     Ok(bytes.len() as i64)
 }

@@ -134,7 +134,7 @@ pub(super) fn readlinkat(task: &mut Task, dir: DirFd, path: Path, buf: OutBytes,
             host::readlinkat(at.dir(), at.path(), &mut bytes[..limit])?
         }
     };
-    task.memory().write(buf.0, &bytes[..target])?;
+    task.give(buf.0, &bytes[..target])?;
     Ok(target as i64)
 }
 

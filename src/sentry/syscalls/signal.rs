@@ -42,7 +42,7 @@ pub(super) fn rt_sigaction(
             thread.pending().discard(gone);
         }
     }
-    task.memory().write_optional(old, &previous).map(|()| 0)
+    task.give_optional(old, &previous).map(|()| 0)
 }
 
 impl Task {
@@ -76,7 +76,7 @@ pub(super) fn rt_sigprocmask(
         };
         task.set_mask(mask);
     }
-    task.memory().write_optional(old, &previous.0).map(|()| 0)
+    task.give_optional(old, &previous.0).map(|()| 0)
 }
 
 pub(super) fn rt_sigreturn(task: &mut Task) -> SysResult {

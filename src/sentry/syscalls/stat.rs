@@ -20,7 +20,7 @@ pub(super) fn lstat(task: &mut Task, path: Path, buf: OutStat) -> SysResult {
 pub(super) fn fstat(task: &mut Task, fd: Fd, buf: OutStat) -> SysResult {
     let mut bytes = [0; 144];
     host::fstat(task.file(fd.0)?.as_fd(), &mut bytes)?;
-    task.memory().write_object(buf.0, &bytes).map(|()| 0)
+    task.give(buf.0, &bytes).map(|()| 0)
 }
 
 pub(super) fn newfstatat(task: &mut Task, dir: DirFd, path: Path, buf: OutStat, flags: AtFlags) -> SysResult {
@@ -32,7 +32,7 @@ pub(super) fn newfstatat(task: &mut Task, dir: DirFd, path: Path, buf: OutStat, 
         let at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
         host::newfstatat(at.dir(), at.path(), &mut bytes, flags.0)?;
     }
-    task.memory().write_object(buf.0, &bytes).map(|()| 0)
+    task.give(buf.0, &bytes).map(|()| 0)
 }
 
 pub(super) fn statx(
@@ -46,7 +46,7 @@ pub(super) fn statx(
     let at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
     let mut bytes = [0; 256];
     host::statx(at.dir(), at.path(), flags.0, mask.0 as u32, &mut bytes)?;
-    task.memory().write_object(buf, &bytes).map(|()| 0)
+    task.give(buf, &bytes).map(|()| 0)
 }
 
 pub(super) fn fstatfs(task: &mut Task, fd: Fd, buf: Hex) -> SysResult {

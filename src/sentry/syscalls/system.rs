@@ -52,7 +52,7 @@ fn own_pid(task: &Task, pid: i32) -> Result<(), Errno> {
 
 pub(super) fn getrlimit(task: &mut Task, which: Resource, limit: GuestAddr) -> SysResult {
     let current = task.process.limits().get(which.0)?;
-    task.memory().write_object(limit, &current).map(|()| 0)
+    task.give(limit, current.as_bytes()).map(|()| 0)
 }
 
 pub(super) fn setrlimit(task: &mut Task, which: Resource, limit: GuestAddr) -> SysResult {
@@ -79,7 +79,7 @@ pub(super) fn prlimit64(
         }
         task.files().set_limit(descriptors);
     }
-    task.memory().write_optional(old, &current).map(|()| 0)
+    task.give_optional(old, &current).map(|()| 0)
 }
 
 pub(super) fn getrusage(task: &mut Task, who: i32, usage: GuestAddr) -> SysResult {
@@ -92,7 +92,7 @@ pub(super) fn getrusage(task: &mut Task, who: i32, usage: GuestAddr) -> SysResul
             slot.copy_from_slice(time.as_bytes());
         }
     }
-    task.memory().write_object(usage, &bytes).map(|()| 0)
+    task.give(usage, &bytes).map(|()| 0)
 }
 
 pub(super) fn sched_getaffinity(task: &mut Task, pid: i32, size: usize, mask: GuestAddr) -> SysResult {

@@ -3,7 +3,7 @@
 use super::args::*;
 use super::{
     clone, descriptor, epoll, futex, identity, ioctl, kill, memory, open, path, pidfd, poll, process,
-    read_write, signal, signalfd, stat, syscall_table, system, time, timer, wait, xattr,
+    read_write, signal, signalfd, stat, syscall_table, system, terminal, time, timer, wait, xattr,
 };
 use crate::GuestAddr;
 
@@ -125,6 +125,7 @@ syscall_table! {
     150 munlock(addr: GuestAddr, len: u64) => memory::mlock;
     151 mlockall(flags: i32) => memory::mlockall;
     152 munlockall() => memory::munlockall;
+    153 vhangup() => terminal::vhangup;
     157 prctl(option: i32, arg2: Hex, arg3: Hex, arg4: Hex, arg5: Hex) => process::prctl;
     158 arch_prctl(code: ArchPrctl, addr: GuestAddr) => process::arch_prctl;
     160 setrlimit(which: Resource, limit: GuestAddr) => system::setrlimit;

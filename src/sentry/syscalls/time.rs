@@ -9,6 +9,7 @@ use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::task::{Restart, Task};
 use crate::sentry::timers::{self, Base, Clock, CpuClock, HostClock};
+use zerocopy::IntoBytes as _;
 
 fn read_clock(clock: i32) -> Result<Timespec, Errno> {
     let mut bytes = [0; 16];
@@ -21,7 +22,7 @@ pub(super) fn clock_gettime(task: &mut Task, clock: ClockId, time: OutTimespec) 
         Clock::Host(id) => read_clock(id)?,
         Clock::Cpu(clock) => timers::to_timespec(clock.now().ok_or(Errno::EINVAL)?),
     };
-    task.memory().write_object(time.0, &now).map(|()| 0)
+    task.give(time.0, now.as_bytes()).map(|()| 0)
 }
 
 pub(super) fn clock_getres(task: &mut Task, clock: ClockId, time: OutTimespec) -> SysResult {
@@ -32,7 +33,7 @@ pub(super) fn clock_getres(task: &mut Task, clock: ClockId, time: OutTimespec) -
         }
         Clock::Cpu(_) => bytes = timers::to_timespec(1).to_array(),
     }
-    task.memory().write_optional(time.0, &bytes).map(|()| 0)
+    task.give_optional(time.0, &bytes).map(|()| 0)
 }
 
 /// The time is the host's: whoever may not set it natively may not here.
@@ -51,8 +52,8 @@ pub(super) fn clock_settime(task: &mut Task, clock: ClockId, time: InTimespec) -
 
 pub(super) fn gettimeofday(task: &mut Task, time: GuestAddr, zone: GuestAddr) -> SysResult {
     let now = read_clock(libc::CLOCK_REALTIME)?;
-    task.memory().write_optional(time, &Timeval { sec: now.sec, usec: now.nsec / 1000 })?;
-    task.memory().write_optional(zone, &[0_i32; 2]).map(|()| 0)
+    task.memory().write_optional(zone, &[0_i32; 2])?;
+    task.give_optional(time, &Timeval { sec: now.sec, usec: now.nsec / 1000 }).map(|()| 0)
 }
 
 pub(super) fn time(task: &mut Task, result: GuestAddr) -> SysResult {

@@ -1,7 +1,6 @@
 //! Bytes between files and guest memory: the common part of read, write and their vectored kin.
 
 use super::SysResult;
-use crate::GuestAddr;
 use crate::sentry::abi::{Iovec, MAX_RW_COUNT};
 use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, FileType, Kind};
@@ -9,6 +8,7 @@ use crate::sentry::guest_memory::{GuestMemory, GuestMemoryExt as _};
 use crate::sentry::host;
 use crate::sentry::signals::SigInfo;
 use crate::sentry::task::Task;
+use crate::{Context, GuestAddr};
 use std::os::fd::AsFd as _;
 
 /// Bytes that go through the task's buffer at a time. A multiple of a pipe's atomic size.
@@ -67,6 +67,12 @@ impl Segments {
         done
     }
 
+    /// The address of the whole, if it is contiguous and so short that it can travel with the result.
+    fn small(&self, len: usize) -> Option<GuestAddr> {
+        let is_small = len <= Context::SMALL_COPY && len as u64 <= self.current.len;
+        is_small.then(|| GuestAddr::new(self.current.base))
+    }
+
     /// Copies from the guest; returns how much arrived before a bad address.
     fn copy_in(&mut self, memory: &dyn GuestMemory, bytes: &mut [u8]) -> usize {
         let mut done = 0;
@@ -101,6 +107,9 @@ pub(super) fn read(task: &mut Task, file: &File, segments: Segments, offset: Opt
         Kind::Pid(_) if offset.is_none() => return Err(Errno::EINVAL),
         _ => {}
     }
+    if let Some(terminal) = file.terminal() {
+        task.check_terminal_read(file, terminal)?;
+    }
     let mut buffer = take_buffer(task, segments.left().min(CHUNK));
     let result = read_through(task, file, segments, offset, &mut buffer);
     task.buffer = buffer;
@@ -132,6 +141,11 @@ fn read_through(
             Err(_) if total > 0 => break,
             Err(errno) => return Err(errno),
         };
+        // A regular file's position has to go back if the bytes do not arrive, which would be known too late.
+        let is_last = total == 0 && (offset.is_some() || file.file_type() != FileType::Regular);
+        if let Some(addr) = segments.small(len).filter(|_| is_last) {
+            return task.give(addr, &buffer[..len]).map(|()| len as i64);
+        }
         let copied = segments.copy_out(task.memory(), &buffer[..len]);
         total += copied;
         if copied < len {
@@ -159,6 +173,9 @@ pub(super) fn write(task: &mut Task, file: &File, segments: Segments, offset: Op
     if matches!(file.kind(), Kind::Signals(_) | Kind::Pid(_)) && offset.is_none() {
         return Err(Errno::EINVAL);
     }
+    if let Some(terminal) = file.terminal() {
+        task.check_terminal_write(file, terminal)?;
+    }
     let mut buffer = take_buffer(task, segments.left().min(CHUNK));
     let result = write_through(task, file, segments, offset, &mut buffer);
     task.buffer = buffer;
@@ -179,7 +196,7 @@ fn write_through(
             left if left <= CHUNK => left,
             left => (left - 1) % CHUNK + 1,
         };
-        let copied = segments.copy_in(task.memory(), &mut buffer[..wanted]);
+        let copied = segments.copy_in(&task.near_memory(), &mut buffer[..wanted]);
         if copied == 0 && wanted > 0 {
             return if total > 0 { Ok(total as i64) } else { Err(Errno::EFAULT) };
         }

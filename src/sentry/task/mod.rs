@@ -3,6 +3,7 @@
 mod clone;
 mod exit;
 mod handle;
+mod near;
 mod restart;
 mod waiting;
 
@@ -43,6 +44,15 @@ impl ExitStatus {
             ExitStatus::Signaled(signo) => 128 + signo,
         }
     }
+
+    /// Ends this process in the same way, so that a shell that started it sees what it would have seen of the guest:
+    /// one that runs a loop stops at Ctrl-C only if its child has died of it.
+    pub fn end_this_process(self) -> ! {
+        if let ExitStatus::Signaled(signo) = self {
+            crate::sentry::host::die_of(signo);
+        }
+        std::process::exit(self.code())
+    }
 }
 
 /// What happens to the guest's registers after a call.
@@ -55,6 +65,14 @@ pub(crate) enum AfterCall {
     ReturnFromHandler,
     /// The registers are new (`execve`).
     Replaced,
+    /// The stub thread makes the call for its guest and goes on with its result; if it is interrupted it is to be
+    /// restarted like this.
+    Executed {
+        /// The call's number.
+        nr: u32,
+        /// One of the kernel's restart codes.
+        restart: Errno,
+    },
 }
 
 /// A guest thread: its execution state, and its share of what its process owns. Only the thread of the supervisor
