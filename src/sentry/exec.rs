@@ -118,13 +118,13 @@ impl Task {
         self.clear_tid();
         self.release_robust_mutexes();
         self.context.count_answers();
-        if Arc::strong_count(&self.mm) == 1 {
-            self.process.add_usage(self.mm.usage());
-        }
+        self.handle.leave_stub();
+        self.process.change_stub(started.mm.space().pid(), Arc::strong_count(&self.mm) == 1);
+        self.handle.enter_stub();
+        self.process.delete_posix_timers();
         self.context = started.context;
         self.publish_answers();
         self.mm = started.mm;
-        self.process.set_stub_pid(self.mm.space().pid());
         self.unshare_files();
         let closed = self.files().close_on_exec();
         drop(closed);

@@ -1,7 +1,10 @@
 //! An open file of a guest (Linux's `struct file`): what descriptors refer to.
 
 use super::host;
+use super::kernel::Tree;
+use super::pidfd::PidFile;
 use super::procfs::ProcFile;
+use super::signalfd::SignalFile;
 use super::syscalls::Epoll;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
@@ -28,6 +31,19 @@ pub(crate) struct Terminal {
     pub(crate) is_master: bool,
 }
 
+/// What an open file is. Those that the sentry makes itself have a host file behind them all the same: an eventfd that is readable when they are for waits in the host.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    /// The host's: reads, writes and waits are its business.
+    Host,
+    /// epoll(7); the host's instance is behind it.
+    Epoll(Epoll),
+    /// signalfd(2).
+    Signals(SignalFile),
+    /// pidfd_open(2).
+    Pid(PidFile),
+}
+
 /// An open file. Duplicated descriptors share it, and it closes with the last of them.
 #[derive(Debug)]
 pub(crate) struct File {
@@ -36,12 +52,12 @@ pub(crate) struct File {
     /// What the sentry adds to a file of the guest's `/proc`.
     proc: Option<Box<ProcFile>>,
     terminal: OnceLock<Terminal>,
-    epoll: Option<Epoll>,
+    kind: Kind,
 }
 
 impl File {
     pub(crate) fn new(host: OwnedFd) -> Self {
-        Self { host, file_type: OnceLock::new(), terminal: OnceLock::new(), proc: None, epoll: None }
+        Self { host, file_type: OnceLock::new(), terminal: OnceLock::new(), proc: None, kind: Kind::Host }
     }
 
     /// A file of the guest's `/proc`.
@@ -49,14 +65,46 @@ impl File {
         Self { proc: Some(Box::new(proc)), ..Self::new(host) }
     }
 
+    /// A file of the sentry's own with what is behind it in the host.
+    pub(crate) fn made(host: OwnedFd, kind: Kind) -> Self {
+        Self { file_type: OnceLock::from(FileType::Stream), kind, ..Self::new(host) }
+    }
+
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// Whether the file's bytes are the host's to move.
+    pub(crate) fn is_of_host(&self) -> bool {
+        matches!(self.kind, Kind::Host)
+    }
+
+    /// What of the events (`POLL*` or `EPOLL*` with its options) that a wait is for can be waited for in the host. An
+    /// eventfd can always be written to, what it stands for cannot.
+    pub(crate) fn host_events(&self, events: u32) -> u32 {
+        const MEANINGLESS: u32 = (libc::EPOLLOUT | libc::EPOLLWRNORM | libc::EPOLLWRBAND) as u32;
+        match self.kind {
+            Kind::Host | Kind::Epoll(_) => events,
+            Kind::Signals(_) | Kind::Pid(_) => events & !MEANINGLESS,
+        }
+    }
+
+    /// `O_NONBLOCK`, which the host keeps.
+    pub(crate) fn is_nonblocking(&self) -> bool {
+        host::fcntl(self.as_fd(), libc::F_GETFL, 0).is_ok_and(|flags| flags as i32 & libc::O_NONBLOCK != 0)
+    }
+
     /// An epoll instance.
     pub(crate) fn epoll(host: OwnedFd) -> Self {
-        Self { epoll: Some(Epoll::default()), file_type: OnceLock::from(FileType::Stream), ..Self::new(host) }
+        Self::made(host, Kind::Epoll(Epoll::default()))
     }
 
     /// What an epoll instance watches; `None` for other files.
     pub(crate) fn as_epoll(&self) -> Option<&Epoll> {
-        self.epoll.as_ref()
+        match &self.kind {
+            Kind::Epoll(epoll) => Some(epoll),
+            _ => None,
+        }
     }
 
     pub(crate) fn proc(&self) -> Option<&ProcFile> {
@@ -95,6 +143,15 @@ impl File {
         match self.file_type() {
             FileType::Stream => self.terminal.get().copied(),
             _ => None,
+        }
+    }
+
+    /// What `fdinfo` shows besides, for a file that the sentry makes.
+    pub(crate) fn info(&self, tree: &Tree) -> String {
+        match &self.kind {
+            Kind::Pid(file) => file.info(tree),
+            Kind::Signals(file) => file.info(),
+            Kind::Host | Kind::Epoll(_) => String::new(),
         }
     }
 

@@ -3,11 +3,12 @@
 use super::file::File;
 use super::host;
 use super::kernel::Kernel;
-use super::kernel::tree::Usage;
 use super::limits::Limits;
 use super::loader::{Image, Program};
+use super::pidfd::PidFiles;
 use super::signals::{Actions, Pending};
 use super::task::{ExitStatus, TaskHandle};
+use super::timers::{ProcessClock, ProcessTimers};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,10 +45,6 @@ pub(crate) struct Process {
     ending: Mutex<Option<ExitStatus>>,
     /// A stop signal took effect and no SIGCONT has come since.
     stopped: AtomicBool,
-    /// What its threads that have ended, and programs that it ran before, have used.
-    used: Mutex<Usage>,
-    /// The stub process, for diagnosis and so that the guest cannot mean it by a process id.
-    stub_pid: AtomicI32,
     /// The name of its first thread, which outlives it in a zombie.
     name: Mutex<[u8; 16]>,
     /// When it was made, in nanoseconds since the host started.
@@ -55,6 +52,11 @@ pub(crate) struct Process {
     oom_score_adj: AtomicI32,
     /// How far an unprivileged process may lower it.
     oom_score_adj_min: AtomicI32,
+    /// The processor time that it has used, and the stub process that runs its code.
+    pub(crate) clock: Mutex<ProcessClock>,
+    timers: Mutex<ProcessTimers>,
+    /// The open pidfds that stand for it.
+    pub(crate) pid_files: Mutex<PidFiles>,
 }
 
 impl Process {
@@ -75,12 +77,13 @@ impl Process {
             threads: Mutex::default(),
             ending: Mutex::new(None),
             stopped: AtomicBool::new(false),
-            used: Mutex::default(),
-            stub_pid: AtomicI32::new(0),
             name: Mutex::default(),
             started_ns: host::boot_time_ns(),
             oom_score_adj: AtomicI32::new(0),
             oom_score_adj_min: AtomicI32::new(0),
+            clock: Mutex::default(),
+            timers: Mutex::default(),
+            pid_files: Mutex::default(),
         }
     }
 
@@ -144,19 +147,9 @@ impl Process {
         }
     }
 
-    /// Adds to what the process has used, and returns the sum.
-    pub(crate) fn add_usage(&self, more: Usage) -> Usage {
-        let mut used = lock(&self.used);
-        *used = used.plus(more);
-        *used
-    }
-
-    pub(crate) fn stub_pid(&self) -> i32 {
-        self.stub_pid.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_stub_pid(&self, pid: i32) {
-        self.stub_pid.store(pid, Ordering::Relaxed);
+    /// Its timers.
+    pub(crate) fn timers(&self) -> MutexGuard<'_, ProcessTimers> {
+        lock(&self.timers)
     }
 
     pub(crate) fn name(&self) -> [u8; 16] {

@@ -179,6 +179,7 @@ fn first_task(
     let pid = kernel.first_pid;
     let process = Arc::new(Process::new(Arc::clone(kernel), pid, actions, limits, info));
     process.set_stub_pid(started.mm.space().pid());
+    process.sample_if_limited();
     let handle = Arc::new(TaskHandle::new(pid, Arc::clone(&process), SignalSet::default(), [0; 16]));
     handle.set_name(program.command_name());
     handle.process.inherit_oom_score_adj();

@@ -19,7 +19,9 @@ pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
 use super::futex::FutexTable;
 use super::observe::{Counts, TraceOutput};
 use super::process::lock;
+use super::signalfd::SignalFiles;
 use super::task::ExitStatus;
+use super::timers::Timers;
 use crate::{SwitchError, Systrap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use workers::Workers;
@@ -34,6 +36,8 @@ pub(crate) struct Kernel {
     tree: Mutex<Tree>,
     pub(crate) workers: Workers,
     pub(crate) futexes: FutexTable,
+    pub(crate) timers: Timers,
+    pub(crate) signal_files: SignalFiles,
     /// Held while a terminal becomes a session's or is being given up.
     keeper_gate: Mutex<()>,
     pub(crate) counts: Mutex<Counts>,
@@ -62,6 +66,8 @@ impl Kernel {
             tree: Mutex::new(Tree::new(first_pid)),
             workers: Workers::default(),
             futexes: FutexTable::default(),
+            timers: Timers::default(),
+            signal_files: SignalFiles::default(),
             keeper_gate: Mutex::default(),
             counts: Mutex::default(),
             trace,

@@ -130,21 +130,14 @@ impl Subject {
         }
     }
 
-    /// Processor time: of the process, or of the one thread. What the guest's own code uses is known for a process
-    /// as a whole, and shown for its first thread.
+    /// Processor time: of the process, or of the one thread.
     pub(super) fn usage(&self) -> Usage {
         if let Life::Zombie { usage, .. } = self.life {
             return usage;
         }
-        let serving = |thread: &Arc<TaskHandle>| Usage { system_ns: thread.serving_ns(), ..Usage::default() };
-        let memory = || self.mm().map(|mm| mm.usage()).unwrap_or_default();
         match (self.owner.tid, &self.thread) {
-            (Some(tid), Some(thread)) if tid == self.owner.pid => serving(thread).plus(memory()),
-            (Some(_), Some(thread)) => serving(thread),
-            _ => {
-                let ended = self.process.add_usage(Usage::default());
-                self.threads.iter().map(serving).fold(ended.plus(memory()), Usage::plus)
-            }
+            (Some(_), Some(thread)) => thread.cpu_usage(),
+            _ => self.process.cpu_usage(),
         }
     }
 

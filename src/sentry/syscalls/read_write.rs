@@ -119,6 +119,9 @@ fn copy(
     offsets: [(GuestAddr, &mut Option<[u8; 8]>); 2],
     mut call: impl FnMut(&host::Attention, Option<&mut [u8; 8]>, Option<&mut [u8; 8]>) -> Result<usize, Errno>,
 ) -> SysResult {
+    if files.iter().any(|file| !file.is_of_host()) {
+        return Err(Errno::EINVAL);
+    }
     let [(from_addr, from), (to_addr, to)] = offsets;
     let copied = if never_waits(files) {
         // The flag is not looked at: nothing here takes long.

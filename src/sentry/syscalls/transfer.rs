@@ -3,7 +3,7 @@
 use super::SysResult;
 use crate::sentry::abi::{Iovec, MAX_RW_COUNT};
 use crate::sentry::errno::Errno;
-use crate::sentry::file::{File, FileType};
+use crate::sentry::file::{File, FileType, Kind};
 use crate::sentry::guest_memory::{GuestMemory, GuestMemoryExt as _};
 use crate::sentry::host;
 use crate::sentry::procfs::Node;
@@ -57,7 +57,7 @@ impl Segments {
     }
 
     /// Copies to the guest; returns how much arrived before a bad address.
-    fn copy_out(&mut self, memory: &dyn GuestMemory, bytes: &[u8]) -> usize {
+    pub(super) fn copy_out(&mut self, memory: &dyn GuestMemory, bytes: &[u8]) -> usize {
         let mut done = 0;
         while let Some((addr, len)) = (done < bytes.len()).then(|| self.next(bytes.len() - done)).flatten() {
             match memory.write(addr, &bytes[done..done + len]) {
@@ -102,6 +102,13 @@ pub(super) fn read(task: &mut Task, file: &File, segments: Segments, offset: Opt
         return Err(Errno::EINVAL);
     }
     task.refresh(file, offset)?;
+    match file.kind() {
+        Kind::Signals(signals) if offset.is_none() => {
+            return super::signalfd::read(task, file, signals, segments);
+        }
+        Kind::Pid(_) if offset.is_none() => return Err(Errno::EINVAL),
+        _ => {}
+    }
     if let Some(terminal) = file.terminal() {
         task.check_terminal_read(file, terminal)?;
     }
@@ -167,6 +174,9 @@ pub(super) fn write(task: &mut Task, file: &File, segments: Segments, offset: Op
     }
     if let Some(proc) = file.proc().filter(|proc| proc.is_text()) {
         return write_to_proc(task, file, proc.node(), segments);
+    }
+    if matches!(file.kind(), Kind::Signals(_) | Kind::Pid(_)) && offset.is_none() {
+        return Err(Errno::EINVAL);
     }
     if let Some(terminal) = file.terminal() {
         task.check_terminal_write(file, terminal)?;

@@ -12,8 +12,8 @@ use std::sync::Arc;
 impl Task {
     /// Runs the task in the calling thread until it has ended, and clears up after it.
     pub(crate) fn run_to_end(mut self) {
-        self.handle.start_serving();
         self.handle.attach(self.context.interrupter());
+        self.handle.start_clock();
         let status = match self.run() {
             Ok(status) => status,
             Err(error) => {
@@ -39,13 +39,9 @@ impl Task {
         self.context.count_answers();
         let kernel = Arc::clone(self.kernel());
         lock(&kernel.counts).absorb(&self.observer.counts);
-        let own_ns = self.handle.serving_ns();
-        let usage = self.process.add_usage(Usage { system_ns: own_ns, ..Usage::default() });
-        let usage = match Arc::strong_count(&self.mm) {
-            // Nobody else runs in that memory: what its stub process has used is this process's.
-            1 => usage.plus(self.mm.usage()),
-            _ => usage,
-        };
+        let usage = self.process.add_thread_usage(&self.handle);
+        let max_rss_kib = self.mm.usage().max_rss_kib;
+        let usage = usage.plus(Usage { max_rss_kib, ..Usage::default() });
         let handle = Arc::clone(&self.handle);
         // Everything that the task holds goes before others hear of its end; the parent of a vfork goes on first.
         let Task { context, mm, files, fs, vfork_gate, .. } = self;

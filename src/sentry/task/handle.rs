@@ -5,8 +5,9 @@ use crate::sentry::fd_table::FdTable;
 use crate::sentry::fs_context::FsContext;
 use crate::sentry::host::{self, Attention};
 use crate::sentry::memory::Mm;
-use crate::sentry::process::Process;
+use crate::sentry::process::{Process, lock};
 use crate::sentry::signals::{Pending, SigInfo, SignalSet};
+use crate::sentry::timers::TaskClock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -32,8 +33,12 @@ pub(crate) struct TaskHandle {
     mask: AtomicU64,
     /// The signals that `sigtimedwait` waits for: not blocked meanwhile, and kept even if they are ignored.
     awaited: AtomicU64,
+    /// The signals whose arrival a read or a poll of a signalfd waits for.
+    watched: AtomicU64,
     /// Signals sent to this task in particular.
     pending: Mutex<Pending>,
+    /// Its processor time.
+    pub(crate) clock: Mutex<TaskClock>,
     /// `PR_SET_NAME`.
     name: Mutex<[u8; 16]>,
     /// It has to end, because its process ends or another thread executes a program.
@@ -41,8 +46,6 @@ pub(crate) struct TaskHandle {
     belongings: Mutex<Belongings>,
     /// When the thread was made, in nanoseconds since the host started.
     pub(crate) started_ns: u64,
-    /// What the thread of the supervisor had used before it ran this task.
-    used_before_ns: AtomicU64,
     /// `PR_SET_TIMERSLACK`.
     pub(crate) timer_slack_ns: AtomicU64,
 }
@@ -85,12 +88,13 @@ impl TaskHandle {
             bell: AtomicU32::new(0),
             mask: AtomicU64::new(mask.0),
             awaited: AtomicU64::new(0),
+            watched: AtomicU64::new(0),
             pending: Mutex::default(),
+            clock: Mutex::default(),
             name: Mutex::new(name),
             doomed: AtomicBool::new(false),
             belongings: Mutex::default(),
             started_ns: host::boot_time_ns(),
-            used_before_ns: AtomicU64::new(0),
             timer_slack_ns: AtomicU64::new(DEFAULT_TIMER_SLACK_NS),
         }
     }
@@ -132,6 +136,25 @@ impl TaskHandle {
         self.awaited.store(awaited.0, Ordering::SeqCst);
     }
 
+    pub(crate) fn watched(&self) -> SignalSet {
+        SignalSet(self.watched.load(Ordering::SeqCst))
+    }
+
+    /// Only for the task itself. Look for what is pending afterwards.
+    pub(crate) fn set_watched(&self, watched: SignalSet) {
+        self.watched.store(watched.0, Ordering::SeqCst);
+    }
+
+    /// The stub thread that runs the task's code.
+    pub(crate) fn stub_thread(&self) -> Option<i32> {
+        lock(&self.interrupter).as_ref().and_then(Interrupter::stub_thread)
+    }
+
+    /// Its descriptor table, while it has one.
+    pub(crate) fn files(&self) -> Option<Arc<Mutex<FdTable>>> {
+        self.belongings().files.upgrade()
+    }
+
     pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -158,17 +181,6 @@ impl TaskHandle {
 
     pub(super) fn set_belongings(&self, belongings: Belongings) {
         *self.belongings.lock().unwrap_or_else(PoisonError::into_inner) = belongings;
-    }
-
-    /// The calling thread, which may have run another task before, runs this one from now on.
-    pub(super) fn start_serving(&self) {
-        self.used_before_ns.store(host::thread_time_ns(host::gettid()), Ordering::Relaxed);
-    }
-
-    /// The processor time that the supervisor has used for this task, in nanoseconds.
-    pub(crate) fn serving_ns(&self) -> u64 {
-        let used_before_ns = self.used_before_ns.load(Ordering::Relaxed);
-        host::thread_time_ns(self.host_tid()).saturating_sub(used_before_ns)
     }
 
     /// Tells the task to end instead of going back to the guest.

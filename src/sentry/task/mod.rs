@@ -4,11 +4,13 @@ mod clone;
 mod exit;
 mod handle;
 mod near;
+mod restart;
 mod waiting;
 
 use clone::VforkGate;
 pub(crate) use clone::{CLONE_NEWTIME, CloneRequest, NAMESPACES};
 pub(crate) use handle::{Belongings, DEFAULT_TIMER_SLACK_NS, Place, TaskHandle};
+pub(crate) use restart::Restart;
 pub(crate) use waiting::Parked;
 
 use super::errno::Errno;
@@ -95,6 +97,8 @@ pub(crate) struct Task {
     pub(crate) robust_list: u64,
     /// The parent of a `vfork` waits behind it until this task executes a program or ends.
     vfork_gate: Option<VforkGate>,
+    /// How the call that a signal interrupted goes on, if no handler runs.
+    pub(crate) restart: Option<Restart>,
 }
 
 /// What a task is made of, apart from what it always starts with.
@@ -145,6 +149,7 @@ impl Task {
             clear_child_tid: 0,
             robust_list: 0,
             vfork_gate: None,
+            restart: None,
         };
         task.share_belongings();
         task
@@ -208,7 +213,12 @@ impl Task {
 
     /// Gives a new open file the lowest free number.
     pub(crate) fn install(&self, host: OwnedFd, cloexec: bool) -> Result<i64, Errno> {
-        self.files().insert(Arc::new(File::new(host)), cloexec).map(i64::from)
+        self.install_file(Arc::new(File::new(host)), cloexec)
+    }
+
+    /// Gives an open file the lowest free number.
+    pub(crate) fn install_file(&self, file: Arc<File>, cloexec: bool) -> Result<i64, Errno> {
+        self.files().insert(file, cloexec).map(i64::from)
     }
 
     /// What a `dirfd` argument stands for.

@@ -12,7 +12,8 @@ pub(super) fn info(subject: &Subject, fd: i32) -> Result<Vec<u8>, Errno> {
         (files.get(fd).map_err(|_| Errno::ENOENT)?, files.cloexec(fd).map_err(|_| Errno::ENOENT)?)
     };
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_fd().as_raw_fd()))?;
-    Ok(with_flag(&text, cloexec).into_bytes())
+    let kernel = &subject.process.kernel;
+    Ok((with_flag(&text, cloexec) + &file.info(&kernel.tree())).into_bytes())
 }
 
 /// Every descriptor of the host's is close-on-exec; the guest's own flag shows instead.
