@@ -121,9 +121,11 @@ pub(crate) struct TaskClock {
 impl TaskHandle {
     /// The calling thread of the supervisor begins to run the task.
     pub(crate) fn start_clock(&self) {
+        // The process's clock is locked before its threads', never after.
+        let stub_base_ns = host::process_time_ns(self.process.stub_pid());
         let mut clock = lock(&self.clock);
         clock.serving_base_ns = host::thread_time_ns();
-        clock.stub_base_ns = host::process_time_ns(self.process.stub_pid());
+        clock.stub_base_ns = stub_base_ns;
         clock.runs = true;
     }
 
