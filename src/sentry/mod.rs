@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 mod abi;
+mod credentials;
 mod errno;
 mod exec;
 mod fd_table;
@@ -24,6 +25,7 @@ mod memory;
 mod observe;
 mod process;
 mod procfs;
+mod record_locks;
 mod run;
 mod signals;
 mod syscalls;

@@ -1,8 +1,11 @@
 //! A guest process: what its threads share.
 
+use super::abi::Rlimit;
+use super::credentials::Credentials;
+use super::errno::Errno;
 use super::kernel::Kernel;
 use super::kernel::tree::Usage;
-use super::limits::Limits;
+use super::limits::{CurrentLimits, Limits};
 use super::loader::Image;
 use super::signals::{Actions, Pending};
 use super::task::{ExitStatus, TaskHandle};
@@ -28,6 +31,7 @@ pub(crate) struct Process {
     /// Shared with another process only by `clone(CLONE_SIGHAND)` without `CLONE_THREAD`.
     actions: Arc<Mutex<Actions>>,
     limits: Mutex<Limits>,
+    current_limits: CurrentLimits,
     program: Mutex<ProgramInfo>,
     threads: Mutex<Vec<Arc<TaskHandle>>>,
     /// How the process ends, once that is decided.
@@ -36,6 +40,8 @@ pub(crate) struct Process {
     stopped: AtomicBool,
     /// What its threads that have ended, and programs that it ran before, have used.
     used: Mutex<Usage>,
+    /// Who its first thread is, or was: what others may do to the process, and what its parent is told.
+    credentials: Mutex<Arc<Credentials>>,
     /// The stub process, for diagnosis and so that the guest cannot mean it by a process id.
     stub_pid: AtomicI32,
 }
@@ -47,18 +53,21 @@ impl Process {
         actions: Arc<Mutex<Actions>>,
         limits: Limits,
         program: ProgramInfo,
+        credentials: Arc<Credentials>,
     ) -> Self {
         Self {
             kernel,
             pid,
             pending: Mutex::default(),
             actions,
+            current_limits: CurrentLimits::new(&limits),
             limits: Mutex::new(limits),
             program: Mutex::new(program),
             threads: Mutex::default(),
             ending: Mutex::new(None),
             stopped: AtomicBool::new(false),
             used: Mutex::default(),
+            credentials: Mutex::new(credentials),
             stub_pid: AtomicI32::new(0),
         }
     }
@@ -79,6 +88,22 @@ impl Process {
 
     pub(crate) fn limits(&self) -> MutexGuard<'_, Limits> {
         lock(&self.limits)
+    }
+
+    /// Soft limits without the lock.
+    pub(crate) fn current_limits(&self) -> &CurrentLimits {
+        &self.current_limits
+    }
+
+    /// Changes a limit; returns the old one.
+    pub(crate) fn change_limit(&self, which: u32, new: Option<Rlimit>, privileged: bool) -> Result<Rlimit, Errno> {
+        let mut limits = self.limits();
+        let old = limits.get(which)?;
+        if let Some(new) = new {
+            limits.set(which, new, privileged)?;
+            self.current_limits.update(&limits);
+        }
+        Ok(old)
     }
 
     pub(crate) fn program(&self) -> MutexGuard<'_, ProgramInfo> {
@@ -128,6 +153,15 @@ impl Process {
         let mut used = lock(&self.used);
         *used = used.plus(more);
         *used
+    }
+
+    pub(crate) fn credentials(&self) -> Arc<Credentials> {
+        Arc::clone(&lock(&self.credentials))
+    }
+
+    /// Only for its first thread.
+    pub(crate) fn store_credentials(&self, credentials: Arc<Credentials>) {
+        *lock(&self.credentials) = credentials;
     }
 
     pub(crate) fn stub_pid(&self) -> i32 {

@@ -103,13 +103,8 @@ host_calls! {
     // The process and the machine.
     gettid_word() = SYS_gettid;
     getppid() = SYS_getppid;
-    getuid() = SYS_getuid;
-    geteuid() = SYS_geteuid;
-    getgid() = SYS_getgid;
-    getegid() = SYS_getegid;
     getresuid(real: &mut [u32; 1], effective: &mut [u32; 1], saved: &mut [u32; 1]) = SYS_getresuid;
     getresgid(real: &mut [u32; 1], effective: &mut [u32; 1], saved: &mut [u32; 1]) = SYS_getresgid;
-    getgroups(size: i32, list: &mut [u32; 1024]) = SYS_getgroups;
     getpgid(pid: i32) = SYS_getpgid;
     getsid(pid: i32) = SYS_getsid;
     kill(pid: i32, signo: i32) = SYS_kill;
@@ -156,6 +151,13 @@ waiting_calls! {
 /// The processor time that the calling thread has used, in nanoseconds.
 pub(crate) fn thread_time_ns() -> u64 {
     clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// The processor time that a thread of this process has used, in nanoseconds; 0 if there is none of that id.
+pub(crate) fn time_of_thread_ns(tid: i32) -> u64 {
+    const CPUCLOCK_SCHED: i32 = 2;
+    const CPUCLOCK_PERTHREAD: i32 = 4;
+    clock_ns(!tid << 3 | CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED)
 }
 
 /// The processor time that a process has used, in nanoseconds; 0 if there is none of that id.

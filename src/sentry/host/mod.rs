@@ -13,11 +13,13 @@
 #![allow(unsafe_code)]
 
 mod calls;
+mod identity;
 mod interruptible;
 mod process;
 mod words;
 
 pub(crate) use calls::*;
+pub(crate) use identity::*;
 pub(crate) use interruptible::{Attention, install_kick_handler, kick};
 pub(crate) use process::*;
 pub(crate) use words::{wait_word, wake_word};

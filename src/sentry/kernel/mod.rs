@@ -11,9 +11,11 @@ pub(crate) use send::Target;
 pub(crate) use tree::{Child, Life, Node, Tree};
 pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
 
+use super::credentials::Credentials;
 use super::futex::FutexTable;
 use super::observe::{Counts, TraceOutput};
 use super::process::lock;
+use super::record_locks::RecordLocks;
 use super::task::ExitStatus;
 use crate::{SwitchError, Systrap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,9 +28,12 @@ pub(crate) struct Kernel {
     pub(crate) xfeatures: u64,
     /// The process that [`Guest`](super::Guest) started.
     pub(crate) first_pid: i32,
+    /// Who the supervisor is: what the first task starts with.
+    pub(crate) supervisor: Arc<Credentials>,
     tree: Mutex<Tree>,
     pub(crate) workers: Workers,
     pub(crate) futexes: FutexTable,
+    pub(crate) record_locks: Arc<RecordLocks>,
     pub(crate) counts: Mutex<Counts>,
     pub(crate) trace: Option<Arc<TraceOutput>>,
     end: Mutex<End>,
@@ -52,9 +57,11 @@ impl Kernel {
             platform,
             xfeatures: super::host::enabled_xfeatures(),
             first_pid,
+            supervisor: Arc::new(Credentials::of_supervisor()),
             tree: Mutex::new(Tree::new(first_pid)),
             workers: Workers::default(),
             futexes: FutexTable::default(),
+            record_locks: Arc::default(),
             counts: Mutex::default(),
             trace,
             end: Mutex::default(),

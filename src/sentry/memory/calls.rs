@@ -78,6 +78,7 @@ impl Mm {
         let protection = protection(request.prot);
         let mut state = self.state();
         let start = state.place(request.addr, len, request.flags)?;
+        state.check_room(&self.limits, len, protection.write && !shared, (start, start + len))?;
         let addr = GuestAddr::new(start);
         let backing = match &request.file {
             Some(file) => {
@@ -130,6 +131,7 @@ impl Mm {
         if !state.map.is_free(start, end) {
             self.space().unmap(addr, end - start)?;
             state.map.remove(start, end);
+            state.forget_locked(start, end);
         }
         Ok(())
     }
@@ -166,6 +168,7 @@ impl Mm {
                 let rw = Protection { read: true, write: true, execute: false };
                 // One page stays free between the heap and what is above it, as in the kernel.
                 let grown = state.map.is_free(old, new + PAGE_SIZE)
+                    && state.check_room(&self.limits, new - old, true, (old, old)).is_ok()
                     && self.space().map_anonymous(GuestAddr::new(old), new - old, rw).is_ok();
                 if grown {
                     let backing = Backing::Named("[heap]");
@@ -224,6 +227,10 @@ impl Mm {
         let kept = old_len.min(new_len);
         if new_len > old_len && region.end < end {
             return Err(Errno::EFAULT);
+        }
+        if new_len > old_len {
+            let data = region.protection.write && !region.shared;
+            state.check_room(&self.limits, new_len - old_len, data, (start, start))?;
         }
         let grows_in_place = end
             .checked_add(new_len - kept)

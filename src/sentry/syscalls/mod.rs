@@ -5,7 +5,9 @@
 
 pub(crate) mod args;
 mod clone;
+mod credentials;
 mod descriptor;
+mod file_limit;
 mod futex;
 mod identity;
 mod ioctl;
@@ -18,12 +20,14 @@ mod path;
 mod poll;
 mod process;
 mod read_write;
+mod record_lock;
 mod signal;
 mod stat;
 mod system;
 mod table;
 mod time;
 mod transfer;
+mod usage;
 mod wait;
 mod xattr;
 

@@ -3,11 +3,13 @@
 use super::SysResult;
 use super::args::{OutBytes, RandomFlags, Resource};
 use crate::GuestAddr;
-use crate::sentry::abi::{Rlimit, Timeval};
+use crate::sentry::abi::Rlimit;
+use crate::sentry::credentials::cap;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::task::Task;
+use std::sync::Arc;
 use zerocopy::IntoBytes as _;
 
 pub(super) fn uname(task: &mut Task, buf: GuestAddr) -> SysResult {
@@ -66,30 +68,20 @@ pub(super) fn prlimit64(
     new: GuestAddr,
     old: GuestAddr,
 ) -> SysResult {
-    own_pid(task, pid)?;
     let new = task.memory().read_optional::<Rlimit>(new)?;
-    let current = task.process.limits().get(which.0)?;
-    if let Some(new) = new {
-        let mut limits = task.process.limits();
-        limits.set(which.0, new)?;
-        let descriptors = limits.descriptors();
-        drop(limits);
-        task.files().set_limit(descriptors);
-    }
-    task.memory().write_optional(old, &current).map(|()| 0)
-}
-
-pub(super) fn getrusage(task: &mut Task, who: i32, usage: GuestAddr) -> SysResult {
-    let mut bytes = [0; 144];
-    host::getrusage(who, &mut bytes)?;
-    if who == libc::RUSAGE_SELF || who == libc::RUSAGE_THREAD {
-        let times = [super::time::stub_time(task), super::time::supervisor_time()];
-        for (slot, time) in bytes.chunks_exact_mut(16).zip(times) {
-            let time = Timeval { sec: time.as_secs() as i64, usec: i64::from(time.subsec_micros()) };
-            slot.copy_from_slice(time.as_bytes());
+    let credentials = task.credentials();
+    let process = if pid == 0 || pid == task.tid() {
+        Arc::clone(&task.process)
+    } else {
+        let tree = task.kernel().tree();
+        let process = tree.process_of(pid).cloned().ok_or(Errno::ESRCH)?;
+        if !Arc::ptr_eq(&process, &task.process) && !credentials.may_limit(&process.credentials()) {
+            return Err(Errno::EPERM);
         }
-    }
-    task.memory().write_object(usage, &bytes).map(|()| 0)
+        process
+    };
+    let current = process.change_limit(which.0, new, credentials.has(cap::SYS_RESOURCE))?;
+    task.memory().write_optional(old, &current).map(|()| 0)
 }
 
 pub(super) fn sched_getaffinity(task: &mut Task, pid: i32, size: usize, mask: GuestAddr) -> SysResult {

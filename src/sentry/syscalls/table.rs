@@ -2,8 +2,8 @@
 
 use super::args::*;
 use super::{
-    clone, descriptor, futex, identity, ioctl, kill, memory, open, path, poll, process, read_write, signal,
-    stat, syscall_table, system, time, wait, xattr,
+    clone, credentials, descriptor, futex, identity, ioctl, kill, memory, open, path, poll, process, read_write, signal,
+    stat, syscall_table, system, time, usage, wait, xattr,
 };
 use crate::GuestAddr;
 
@@ -80,30 +80,33 @@ syscall_table! {
     95 umask(mask: Mode) => open::umask;
     96 gettimeofday(time: GuestAddr, zone: GuestAddr) => time::gettimeofday;
     97 getrlimit(which: Resource, limit: GuestAddr) => system::getrlimit;
-    98 getrusage(who: i32, usage: GuestAddr) => system::getrusage;
+    98 getrusage(who: i32, usage: GuestAddr) => usage::getrusage;
     99 sysinfo(buf: GuestAddr) => system::sysinfo;
-    100 times(buf: GuestAddr) => time::times;
-    102 getuid() => identity::getuid;
-    104 getgid() => identity::getgid;
-    105 setuid(uid: u32) => identity::setuid;
-    106 setgid(gid: u32) => identity::setgid;
-    107 geteuid() => identity::geteuid;
-    108 getegid() => identity::getegid;
+    100 times(buf: GuestAddr) => usage::times;
+    102 getuid() => credentials::getuid;
+    104 getgid() => credentials::getgid;
+    105 setuid(uid: u32) => credentials::setuid;
+    106 setgid(gid: u32) => credentials::setgid;
+    107 geteuid() => credentials::geteuid;
+    108 getegid() => credentials::getegid;
     109 setpgid(pid: i32, pgid: i32) => identity::setpgid;
     110 getppid() => identity::getppid;
     111 getpgrp() => identity::getpgrp;
     112 setsid() => identity::setsid;
-    113 setreuid(real: u32, effective: u32) => identity::setreuid;
-    114 setregid(real: u32, effective: u32) => identity::setregid;
-    115 getgroups(size: i32, list: GuestAddr) => identity::getgroups;
-    117 setresuid(real: u32, effective: u32, saved: u32) => identity::setresuid;
-    118 getresuid(real: GuestAddr, effective: GuestAddr, saved: GuestAddr) => identity::getresuid;
-    119 setresgid(real: u32, effective: u32, saved: u32) => identity::setresgid;
-    120 getresgid(real: GuestAddr, effective: GuestAddr, saved: GuestAddr) => identity::getresgid;
+    113 setreuid(real: u32, effective: u32) => credentials::setreuid;
+    114 setregid(real: u32, effective: u32) => credentials::setregid;
+    115 getgroups(size: i32, list: GuestAddr) => credentials::getgroups;
+    116 setgroups(size: i32, list: GuestAddr) => credentials::setgroups;
+    117 setresuid(real: u32, effective: u32, saved: u32) => credentials::setresuid;
+    118 getresuid(real: GuestAddr, effective: GuestAddr, saved: GuestAddr) => credentials::getresuid;
+    119 setresgid(real: u32, effective: u32, saved: u32) => credentials::setresgid;
+    120 getresgid(real: GuestAddr, effective: GuestAddr, saved: GuestAddr) => credentials::getresgid;
     121 getpgid(pid: i32) => identity::getpgid;
-    122 setfsuid(uid: u32) => identity::setfsuid;
-    123 setfsgid(gid: u32) => identity::setfsgid;
+    122 setfsuid(uid: u32) => credentials::setfsuid;
+    123 setfsgid(gid: u32) => credentials::setfsgid;
     124 getsid(pid: i32) => identity::getsid;
+    125 capget(header: GuestAddr, data: GuestAddr) => credentials::capget;
+    126 capset(header: GuestAddr, data: GuestAddr) => credentials::capset;
     127 rt_sigpending(set: GuestAddr, size: usize) => signal::rt_sigpending;
     128 rt_sigtimedwait(set: GuestAddr, info: GuestAddr, timeout: GuestAddr, size: usize) => signal::rt_sigtimedwait;
     129 rt_sigqueueinfo(pid: i32, signo: Signo, info: GuestAddr) => kill::rt_sigqueueinfo;
@@ -122,7 +125,7 @@ syscall_table! {
     147 sched_get_priority_min(policy: i32) => system::sched_get_priority_min;
     148 sched_rr_get_interval(pid: i32, time: GuestAddr) => system::sched_rr_get_interval;
     149 mlock(addr: GuestAddr, len: u64) => memory::mlock;
-    150 munlock(addr: GuestAddr, len: u64) => memory::mlock;
+    150 munlock(addr: GuestAddr, len: u64) => memory::munlock;
     151 mlockall(flags: i32) => memory::mlockall;
     152 munlockall() => memory::munlockall;
     157 prctl(option: i32, arg2: Hex, arg3: Hex, arg4: Hex, arg5: Hex) => process::prctl;

@@ -109,15 +109,6 @@ pub(super) fn clock_nanosleep(
     sleep(task, clock.0, flags, request, remaining)
 }
 
-pub(super) fn times(task: &mut Task, buf: GuestAddr) -> SysResult {
-    let mut host_times = [0; 32];
-    let ticks = host::times(&mut host_times)?;
-    let to_ticks = |time: Duration| (time.as_secs_f64() * host::ticks_per_second() as f64) as u64;
-    let own = [to_ticks(stub_time(task)), to_ticks(supervisor_time()), 0_u64, 0];
-    task.memory().write_optional(buf, &own)?;
-    Ok(ticks as i64)
-}
-
 /// Only the real-time timer is offered: the others count the time of a process that the host sees as two.
 fn check_timer(which: i32) -> Result<(), Errno> {
     match which {

@@ -138,7 +138,13 @@ impl Task {
             false => Arc::new(self.new_process(id, request)),
         };
         let handle =
-            Arc::new(TaskHandle::new(id, Arc::clone(&process), self.handle.mask(), self.handle.name()));
+            Arc::new(TaskHandle::new(
+                id,
+                Arc::clone(&process),
+                self.handle.mask(),
+                self.handle.name(),
+                self.handle.credentials(),
+            ));
         if !is_thread {
             process.set_stub_pid(mm.space().pid());
             let parent = match request.has(libc::CLONE_PARENT) {
@@ -194,7 +200,7 @@ impl Task {
         };
         let limits = self.process.limits().clone();
         let program = self.process.program().clone();
-        Process::new(Arc::clone(self.kernel()), pid, actions, limits, program)
+        Process::new(Arc::clone(self.kernel()), pid, actions, limits, program, self.handle.credentials())
     }
 
     /// Waits until the child of a `vfork` lets go of the memory. Only the process's end ends it earlier.

@@ -3,7 +3,6 @@
 use super::Task;
 use crate::GuestAddr;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
-use crate::sentry::host;
 use crate::sentry::kernel::tree::Usage;
 use crate::sentry::process::lock;
 use crate::sentry::signals::signal_name;
@@ -13,9 +12,9 @@ use std::sync::Arc;
 impl Task {
     /// Runs the task in the calling thread until it has ended, and clears up after it.
     pub(crate) fn run_to_end(mut self) {
-        self.used_before_ns = host::thread_time_ns();
         self.handle.attach(self.context.interrupter());
-        let status = match self.run() {
+        let result = if self.act_as_guest() { self.run() } else { Ok(ExitStatus::Signaled(libc::SIGKILL)) };
+        let status = match result {
             Ok(status) => status,
             Err(error) => {
                 // The stub process is gone: nothing of the guest process can go on.
@@ -40,7 +39,7 @@ impl Task {
         self.context.count_answers();
         let kernel = Arc::clone(self.kernel());
         lock(&kernel.counts).absorb(&self.observer.counts);
-        let own_ns = host::thread_time_ns().saturating_sub(self.used_before_ns);
+        let own_ns = self.handle.served_ns();
         let usage = self.process.add_usage(Usage { system_ns: own_ns, ..Usage::default() });
         let usage = match Arc::strong_count(&self.mm) {
             // Nobody else runs in that memory: what its stub process has used is this process's.
@@ -56,6 +55,8 @@ impl Task {
         drop(fs);
         drop(vfork_gate);
         kernel.thread_ended(&handle, status, usage);
+        // The thread may run another guest's task next, or be the embedder's.
+        kernel.act_as_supervisor();
     }
 
     /// `CLONE_CHILD_CLEARTID`: zeroes the word and wakes who waits for it (kernel/fork.c `mm_release`).

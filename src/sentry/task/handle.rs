@@ -1,6 +1,7 @@
 //! What others may touch of a task: its signal queue, its mask, and the ways to make it look.
 
 use crate::Interrupter;
+use crate::sentry::credentials::Credentials;
 use crate::sentry::host::{self, Attention};
 use crate::sentry::process::Process;
 use crate::sentry::signals::{Pending, SigInfo, SignalSet};
@@ -33,6 +34,10 @@ pub(crate) struct TaskHandle {
     pending: Mutex<Pending>,
     /// `PR_SET_NAME`.
     name: Mutex<[u8; 16]>,
+    /// Who the task is. Only the task itself changes it.
+    credentials: Mutex<Arc<Credentials>>,
+    /// What the thread that runs the task had used before, in nanoseconds.
+    used_before_ns: AtomicU64,
     /// It has to end, because its process ends or another thread executes a program.
     doomed: AtomicBool,
 }
@@ -50,7 +55,13 @@ pub(crate) enum Place {
 }
 
 impl TaskHandle {
-    pub(crate) fn new(tid: i32, process: Arc<Process>, mask: SignalSet, name: [u8; 16]) -> Self {
+    pub(crate) fn new(
+        tid: i32,
+        process: Arc<Process>,
+        mask: SignalSet,
+        name: [u8; 16],
+        credentials: Arc<Credentials>,
+    ) -> Self {
         Self {
             tid: AtomicI32::new(tid),
             process,
@@ -63,6 +74,8 @@ impl TaskHandle {
             awaited: AtomicU64::new(0),
             pending: Mutex::default(),
             name: Mutex::new(name),
+            credentials: Mutex::new(credentials),
+            used_before_ns: AtomicU64::new(0),
             doomed: AtomicBool::new(false),
         }
     }
@@ -78,8 +91,18 @@ impl TaskHandle {
 
     /// Names the context that runs the task, and the calling thread as the one that drives it.
     pub(crate) fn attach(&self, interrupter: Interrupter) {
-        self.host_tid.store(host::gettid(), Ordering::SeqCst);
+        if self.host_tid.swap(host::gettid(), Ordering::SeqCst) == 0 {
+            self.used_before_ns.store(host::thread_time_ns(), Ordering::SeqCst);
+        }
         *self.interrupter.lock().unwrap_or_else(PoisonError::into_inner) = Some(interrupter);
+    }
+
+    /// The processor time that the supervisor has used for this task; any thread may ask.
+    pub(crate) fn served_ns(&self) -> u64 {
+        match self.host_tid() {
+            0 => 0,
+            tid => host::time_of_thread_ns(tid).saturating_sub(self.used_before_ns.load(Ordering::SeqCst)),
+        }
     }
 
     pub(crate) fn host_tid(&self) -> i32 {
@@ -106,6 +129,15 @@ impl TaskHandle {
 
     pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn credentials(&self) -> Arc<Credentials> {
+        Arc::clone(&self.credentials.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Only for the task itself.
+    pub(crate) fn store_credentials(&self, credentials: Arc<Credentials>) {
+        *self.credentials.lock().unwrap_or_else(PoisonError::into_inner) = credentials;
     }
 
     pub(crate) fn name(&self) -> [u8; 16] {

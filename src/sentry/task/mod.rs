@@ -1,5 +1,6 @@
 //! A guest thread.
 
+mod act;
 mod clone;
 mod exit;
 mod handle;
@@ -77,8 +78,6 @@ pub(crate) struct Task {
     pub(crate) robust_list: u64,
     /// The parent of a `vfork` waits behind it until this task executes a program or ends.
     vfork_gate: Option<VforkGate>,
-    /// What the thread that runs the task had used before.
-    used_before_ns: u64,
 }
 
 /// What a task is made of, apart from what it always starts with.
@@ -128,7 +127,6 @@ impl Task {
             clear_child_tid: 0,
             robust_list: 0,
             vfork_gate: None,
-            used_before_ns: 0,
         }
     }
 
@@ -148,7 +146,10 @@ impl Task {
 
     /// The descriptor table.
     pub(crate) fn files(&self) -> MutexGuard<'_, FdTable> {
-        lock(&self.files)
+        let mut files = lock(&self.files);
+        // Processes that share a table have limits of their own.
+        files.set_limit(self.process.current_limits().descriptors());
+        files
     }
 
     /// `unshare(CLONE_FILES)`: goes on with a copy of the descriptor table.
