@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 mod abi;
+mod attributes;
 mod credentials;
 mod errno;
 mod exec;
@@ -35,4 +36,5 @@ pub use errno::Errno;
 pub use loader::LoadError;
 pub use observe::CallCounts;
 pub use run::{Guest, Outcome, RunError};
+pub use syscalls::{Support, call_support};
 pub use task::ExitStatus;

@@ -1,6 +1,7 @@
 //! A guest process: what its threads share.
 
 use super::abi::Rlimit;
+use super::attributes::ProcessAttributes;
 use super::credentials::Credentials;
 use super::errno::Errno;
 use super::kernel::Kernel;
@@ -40,6 +41,7 @@ pub(crate) struct Process {
     stopped: AtomicBool,
     /// What its threads that have ended, and programs that it ran before, have used.
     used: Mutex<Usage>,
+    attributes: Mutex<ProcessAttributes>,
     /// Who its first thread is, or was: what others may do to the process, and what its parent is told.
     credentials: Mutex<Arc<Credentials>>,
     /// The stub process, for diagnosis and so that the guest cannot mean it by a process id.
@@ -67,6 +69,7 @@ impl Process {
             ending: Mutex::new(None),
             stopped: AtomicBool::new(false),
             used: Mutex::default(),
+            attributes: Mutex::default(),
             credentials: Mutex::new(credentials),
             stub_pid: AtomicI32::new(0),
         }
@@ -96,7 +99,12 @@ impl Process {
     }
 
     /// Changes a limit; returns the old one.
-    pub(crate) fn change_limit(&self, which: u32, new: Option<Rlimit>, privileged: bool) -> Result<Rlimit, Errno> {
+    pub(crate) fn change_limit(
+        &self,
+        which: u32,
+        new: Option<Rlimit>,
+        privileged: bool,
+    ) -> Result<Rlimit, Errno> {
         let mut limits = self.limits();
         let old = limits.get(which)?;
         if let Some(new) = new {
@@ -153,6 +161,11 @@ impl Process {
         let mut used = lock(&self.used);
         *used = used.plus(more);
         *used
+    }
+
+    /// What is only recorded of the process.
+    pub(crate) fn attributes(&self) -> MutexGuard<'_, ProcessAttributes> {
+        lock(&self.attributes)
     }
 
     pub(crate) fn credentials(&self) -> Arc<Credentials> {

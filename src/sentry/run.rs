@@ -1,5 +1,6 @@
 //! Running a guest from its first instruction to its end.
 
+use super::attributes::TaskAttributes;
 use super::credentials::Credentials;
 use super::errno::Errno;
 use super::exec::{self, StartError, Started};
@@ -180,7 +181,14 @@ fn first_task(
     let info = ProgramInfo { executable: program.executable().to_owned(), image: started.image };
     let actions = Arc::new(Mutex::new(Actions::new(ignored)));
     let pid = kernel.first_pid;
-    let process = Arc::new(Process::new(Arc::clone(kernel), pid, actions, limits, info, Arc::clone(&kernel.supervisor)));
+    let process = Arc::new(Process::new(
+        Arc::clone(kernel),
+        pid,
+        actions,
+        limits,
+        info,
+        Arc::clone(&kernel.supervisor),
+    ));
     process.set_stub_pid(started.mm.space().pid());
     let handle = Arc::new(TaskHandle::new(
         pid,
@@ -188,6 +196,7 @@ fn first_task(
         SignalSet::default(),
         [0; 16],
         Arc::clone(&kernel.supervisor),
+        TaskAttributes::of_supervisor(),
     ));
     handle.set_name(program.command_name());
     {

@@ -91,8 +91,13 @@ impl Credentials {
         {
             return Err(Errno::EPERM);
         }
-        self.caps =
-            CapabilitySets { effective, permitted, inheritable, ambient: old.ambient & permitted & inheritable, ..old };
+        self.caps = CapabilitySets {
+            effective,
+            permitted,
+            inheritable,
+            ambient: old.ambient & permitted & inheritable,
+            ..old
+        };
         Ok(())
     }
 

@@ -75,11 +75,6 @@ impl Credentials {
         }
     }
 
-    /// Whether a group is one of the task's, for permissions of its own kind.
-    pub(crate) fn is_in_group(&self, group: u32) -> bool {
-        self.group.effective == group || self.groups.binary_search(&group).is_ok()
-    }
-
     /// What a program starts with that is executed (security/commoncap.c `cap_bprm_creds_from_file`), and whether the C
     /// library has to be careful (`AT_SECURE`). `ceiling` is what the supervisor itself may hold.
     pub(crate) fn after_exec(&self, ceiling: u64) -> (Self, bool) {

@@ -12,8 +12,10 @@ impl Credentials {
 
     /// Whether resource limits may be looked at and set (kernel/sys.c `check_prlimit_permission`).
     pub(crate) fn may_limit(&self, target: &Credentials) -> bool {
-        let same = |own: u32, ids: super::Ids| [ids.real, ids.effective, ids.saved].iter().all(|id| *id == own);
-        same(self.user.real, target.user) && same(self.group.real, target.group) || self.has(cap::SYS_RESOURCE)
+        let same =
+            |own: u32, ids: super::Ids| [ids.real, ids.effective, ids.saved].iter().all(|id| *id == own);
+        same(self.user.real, target.user) && same(self.group.real, target.group)
+            || self.has(cap::SYS_RESOURCE)
     }
 
     /// Whether scheduling may be changed (`set_one_prio_perm`, `check_same_owner`).
@@ -23,7 +25,8 @@ impl Credentials {
 
     /// Whether memory may be read and written, as for a debugger (kernel/ptrace.c `__ptrace_may_access`).
     pub(crate) fn may_inspect(&self, target: &Credentials) -> bool {
-        let same = |own: u32, ids: super::Ids| [ids.real, ids.effective, ids.saved].iter().all(|id| *id == own);
+        let same =
+            |own: u32, ids: super::Ids| [ids.real, ids.effective, ids.saved].iter().all(|id| *id == own);
         let by_id = same(self.user.real, target.user) && same(self.group.real, target.group);
         let covers = target.caps.permitted & !self.caps.permitted == 0;
         by_id && covers || self.has(cap::SYS_PTRACE)

@@ -9,8 +9,7 @@ fn ids(id: u32) -> Ids {
 }
 
 fn root() -> Credentials {
-    let caps =
-        CapabilitySets { effective: ALL, permitted: ALL, inheritable: 0, bounding: ALL, ambient: 0 };
+    let caps = CapabilitySets { effective: ALL, permitted: ALL, inheritable: 0, bounding: ALL, ambient: 0 };
     Credentials {
         user: ids(0),
         group: ids(0),

@@ -224,7 +224,8 @@ mod tests {
     fn a_thread_takes_an_identity_and_gives_it_back() {
         std::thread::spawn(|| {
             let own = own_identity();
-            let other = Identity { fs_uid: 1234, fs_gid: 4321, groups: Arc::new([7, 9]), effective_capabilities: 0 };
+            let other =
+                Identity { fs_uid: 1234, fs_gid: 4321, groups: Arc::new([7, 9]), effective_capabilities: 0 };
             let [_, permitted, _] = capabilities();
             match assume(&other) {
                 Ok(()) => assert_eq!(own_identity(), other),

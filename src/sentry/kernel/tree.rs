@@ -174,6 +174,11 @@ impl Tree {
         threads.is_empty()
     }
 
+    /// All threads that have not ended.
+    pub(crate) fn threads(&self) -> impl Iterator<Item = &Arc<TaskHandle>> {
+        self.threads.values()
+    }
+
     /// A thread that has not ended.
     pub(crate) fn thread(&self, tid: i32) -> Option<&Arc<TaskHandle>> {
         self.threads.get(&tid)

@@ -99,6 +99,7 @@ impl Mm {
             }
         };
         state.map.insert(Region { start, end: start + len, protection, shared, backing });
+        state.forget_fork_advice(start, start + len);
         drop(state);
         if request.flags & (libc::MAP_POPULATE | libc::MAP_LOCKED) != 0
             && request.flags & libc::MAP_NONBLOCK == 0
@@ -132,6 +133,7 @@ impl Mm {
             self.space().unmap(addr, end - start)?;
             state.map.remove(start, end);
             state.forget_locked(start, end);
+            state.forget_fork_advice(start, end);
         }
         Ok(())
     }
@@ -254,6 +256,9 @@ impl Mm {
     /// madvise(2).
     pub(crate) fn advise(&self, addr: GuestAddr, len: u64, advice: i32) -> Result<(), Errno> {
         let (start, end) = page_range(addr, len, Errno::EINVAL)?;
+        if let Some(result) = self.state().advise_fork(start, end, advice) {
+            return result;
+        }
         let advice = match advice {
             libc::MADV_NORMAL => Advice::Normal,
             libc::MADV_RANDOM => Advice::Random,

@@ -1,6 +1,7 @@
 //! A guest's memory map: what is mapped where, and the calls that change it.
 
 mod calls;
+mod fork_advice;
 mod layout;
 mod map;
 mod proc_maps;
@@ -37,12 +38,13 @@ struct State {
     brk: u64,
     /// Ranges that mlock(2) has locked.
     locked: Vec<(u64, u64)>,
+    fork_ranges: fork_advice::ForkRanges,
 }
 
 impl Mm {
     pub(crate) fn new(space: AddressSpace, layout: Layout) -> Self {
         let map = MemoryMap::default();
-        let state = State { map, layout, brk_start: 0, brk: 0, locked: Vec::new() };
+        let state = State { map, layout, brk_start: 0, brk: 0, locked: Vec::new(), fork_ranges: Vec::new() };
         Self { space, state: Mutex::new(state), limits: room::MemoryLimits::default() }
     }
 
@@ -58,7 +60,9 @@ impl Mm {
         let space = self.space.fork().map_err(|_| Errno::EAGAIN)?;
         // Locked pages are not inherited.
         let copy = State { locked: Vec::new(), ..state.clone() };
-        Ok(Mm { space, state: Mutex::new(copy), limits: room::MemoryLimits::default() })
+        let child = Mm { space, state: Mutex::new(copy), limits: room::MemoryLimits::default() };
+        child.after_fork()?;
+        Ok(child)
     }
 
     /// What the guest's own code has used so far, as the stub process's clock and memory tell.

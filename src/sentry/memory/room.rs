@@ -2,9 +2,9 @@
 //! `RLIMIT_MEMLOCK`.
 
 use super::{Backing, Mm, Region, State, page_range};
+use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::limits::Limits;
-use crate::GuestAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Limits in bytes. A memory call sets those of the process that makes it.

@@ -64,15 +64,12 @@ struct State {
 impl State {
     fn obstacles(&self, owner: Owner, wish: &Wish) -> impl Iterator<Item = Obstacle> {
         let (range, kind) = (wish.range, wish.kind);
-        self.held
-            .get(&wish.file)
-            .into_iter()
-            .flatten()
-            .filter(move |(other, _)| **other != owner)
-            .filter_map(move |(other, ranges)| {
+        self.held.get(&wish.file).into_iter().flatten().filter(move |(other, _)| **other != owner).filter_map(
+            move |(other, ranges)| {
                 let (range, kind, pid) = ranges.conflicting(range, kind)?;
                 Some(Obstacle { owner: *other, pid, range, kind })
-            })
+            },
+        )
     }
 
     /// Whether granting the wish waits, in the end, for the owner itself.

@@ -161,9 +161,8 @@ pub(super) fn capget(task: &mut Task, header: GuestAddr, data: GuestAddr) -> Sys
             thread.or_else(process).ok_or(Errno::ESRCH)?.caps
         }
     };
-    let halves = [0_u32, 32].map(|shift| {
-        [caps.effective, caps.permitted, caps.inheritable].map(|set| (set >> shift) as u32)
-    });
+    let halves = [0_u32, 32]
+        .map(|shift| [caps.effective, caps.permitted, caps.inheritable].map(|set| (set >> shift) as u32));
     let shown: Vec<u32> = halves.into_iter().take(words).flatten().collect();
     task.memory().write(data, shown.as_bytes()).map(|()| 0).map_err(Errno::from)
 }
@@ -237,6 +236,9 @@ pub(super) fn prctl(task: &mut Task, option: i32, args: [u64; 4]) -> Option<SysR
 fn last_capability() -> u32 {
     static LAST: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
     *LAST.get_or_init(|| {
-        (0..64).take_while(|number| crate::sentry::host::bounding_capability(*number).is_some()).last().unwrap_or(0)
+        (0..64)
+            .take_while(|number| crate::sentry::host::bounding_capability(*number).is_some())
+            .last()
+            .unwrap_or(0)
     })
 }

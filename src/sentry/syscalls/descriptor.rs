@@ -1,8 +1,8 @@
 //! Calls on open descriptors other than reading and writing.
 
 use super::SysResult;
-use super::record_lock;
 use super::args::{FcntlCommand, Fd, Hex, OpenFlags};
+use super::record_lock;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;

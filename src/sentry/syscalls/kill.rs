@@ -119,7 +119,8 @@ fn send_to_thread(task: &Task, tgid: Option<i32>, tid: i32, info: SigInfo) -> Sy
     let thread = find_thread(&tree, tgid, tid)?;
     let same_process = thread.process.pid == task.process.pid;
     if !same_process && !task.credentials().may_signal(&thread.credentials()) {
-        let continues = info.signo() == libc::SIGCONT && may_signal(task, &tree, &thread.process, libc::SIGCONT);
+        let continues =
+            info.signo() == libc::SIGCONT && may_signal(task, &tree, &thread.process, libc::SIGCONT);
         if !continues {
             return Err(Errno::EPERM);
         }

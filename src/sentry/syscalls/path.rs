@@ -197,6 +197,8 @@ pub(super) fn truncate(task: &mut Task, path: Path, length: i64) -> SysResult {
     let limited = task.process.current_limits().file_size() != libc::RLIM_INFINITY;
     let path = at.absolute()?;
     if limited {
+        // Who may not write to the file is told that first.
+        host::faccessat2(at.dir(), at.path(), libc::W_OK as u32, libc::AT_EACCESS)?;
         let flags = libc::O_PATH | libc::O_CLOEXEC;
         let file = host::openat(at.dir(), at.path(), flags, 0)?;
         task.check_new_size(file.as_fd(), length)?;

@@ -1,6 +1,7 @@
 //! What others may touch of a task: its signal queue, its mask, and the ways to make it look.
 
 use crate::Interrupter;
+use crate::sentry::attributes::TaskAttributes;
 use crate::sentry::credentials::Credentials;
 use crate::sentry::host::{self, Attention};
 use crate::sentry::process::Process;
@@ -36,6 +37,7 @@ pub(crate) struct TaskHandle {
     name: Mutex<[u8; 16]>,
     /// Who the task is. Only the task itself changes it.
     credentials: Mutex<Arc<Credentials>>,
+    attributes: Mutex<TaskAttributes>,
     /// What the thread that runs the task had used before, in nanoseconds.
     used_before_ns: AtomicU64,
     /// It has to end, because its process ends or another thread executes a program.
@@ -61,6 +63,7 @@ impl TaskHandle {
         mask: SignalSet,
         name: [u8; 16],
         credentials: Arc<Credentials>,
+        attributes: TaskAttributes,
     ) -> Self {
         Self {
             tid: AtomicI32::new(tid),
@@ -75,6 +78,7 @@ impl TaskHandle {
             pending: Mutex::default(),
             name: Mutex::new(name),
             credentials: Mutex::new(credentials),
+            attributes: Mutex::new(attributes),
             used_before_ns: AtomicU64::new(0),
             doomed: AtomicBool::new(false),
         }
@@ -133,6 +137,11 @@ impl TaskHandle {
 
     pub(crate) fn credentials(&self) -> Arc<Credentials> {
         Arc::clone(&self.credentials.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What is only recorded of the task. No other lock may be taken under it.
+    pub(crate) fn attributes(&self) -> MutexGuard<'_, TaskAttributes> {
+        self.attributes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Only for the task itself.
