@@ -22,13 +22,4 @@ impl Credentials {
     pub(crate) fn may_schedule(&self, target: &Credentials) -> bool {
         [target.user.real, target.user.effective].contains(&self.user.effective) || self.has(cap::SYS_NICE)
     }
-
-    /// Whether memory may be read and written, as for a debugger (kernel/ptrace.c `__ptrace_may_access`).
-    pub(crate) fn may_inspect(&self, target: &Credentials) -> bool {
-        let same =
-            |own: u32, ids: super::Ids| [ids.real, ids.effective, ids.saved].iter().all(|id| *id == own);
-        let by_id = same(self.user.real, target.user) && same(self.group.real, target.group);
-        let covers = target.caps.permitted & !self.caps.permitted == 0;
-        by_id && covers || self.has(cap::SYS_PTRACE)
-    }
 }
