@@ -4,12 +4,13 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use systrap_stub::layout::{MAX_CALL_LEN, MAX_USER_ADDRESS, STUB_MAPPED_LEN};
+use systrap_stub::layout::{MAX_CALL_LEN, STUB_MAPPED_LEN};
 
-use crate::patching::{self, Change, Code, FileId, Patcher};
+use crate::mapping::{MappedFile, Mapping, check_range};
+use crate::patching::{self, Change, FileId, Patcher};
 use crate::platform::Inner;
 use crate::subprocess::{HostCall, Subprocess};
-use crate::{Error, GuestAddr, MapError, PAGE_SIZE, Patching, StubExit};
+use crate::{Error, GuestAddr, MapError, Patching, StubExit};
 
 /// An address space: the memory of one guest process, held by one stub process.
 ///
@@ -110,7 +111,7 @@ pub enum Advice {
 }
 
 impl Advice {
-    const fn raw(self) -> i32 {
+    pub(crate) const fn raw(self) -> i32 {
         match self {
             Self::Normal => libc::MADV_NORMAL,
             Self::Random => libc::MADV_RANDOM,
@@ -160,13 +161,7 @@ impl AddressSpace {
     /// [`MapError::BadRange`] if the range is empty, not page-aligned or beyond
     /// [`max_user_address`](crate::Systrap::max_user_address); [`MapError::Refused`] with the host's errno.
     pub fn map_anonymous(&self, addr: GuestAddr, len_bytes: u64, prot: Protection) -> Result<(), MapError> {
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
-        let range = bounds(addr, check_range(addr, len_bytes)?);
-        self.change(Change::Mapped(Code { range, prot, file: None, batched: false }), || {
-            self.each_part("mmap", addr, len_bytes, |at, len, _| {
-                (libc::SYS_mmap, [at, len, prot.prot_bits() as u64, flags as u64, u64::MAX, 0])
-            })
-        })
+        self.make(&Mapping::anonymous(addr, len_bytes, prot)?)
     }
 
     /// Maps a file at a fixed place, replacing what is there (gVisor `MapFile`). The descriptor is only used
@@ -187,31 +182,11 @@ impl AddressSpace {
         prot: Protection,
         sharing: Sharing,
     ) -> Result<(), MapError> {
-        let range = bounds(addr, check_range(addr, len_bytes)?);
-        let change = match sharing {
-            Sharing::Private => {
-                let file = file_id(fd).map(|id| (id, offset));
-                Change::Mapped(Code { range, prot, file, batched: false })
-            }
-            // Its text is everybody's: never patched.
-            Sharing::Shared => Change::Gone(range),
-        };
-        let flags = libc::MAP_FIXED
-            | match sharing {
-                Sharing::Private => libc::MAP_PRIVATE,
-                Sharing::Shared => libc::MAP_SHARED,
-            };
-        let raw = fd.as_raw_fd() as u64;
-        self.change(change, || {
-            self.each_part("mmap of a file", addr, len_bytes, |at, len, done| {
-                (
-                    libc::SYS_mmap,
-                    [at, len, prot.prot_bits() as u64, flags as u64, raw, offset.wrapping_add(done)],
-                )
-            })
-        })?;
+        let file = MappedFile { fd: fd.as_raw_fd(), id: file_id(fd), offset, sharing };
+        let mapping = Mapping::file(addr, len_bytes, prot, file)?;
+        self.make(&mapping)?;
         if prot.execute && sharing == Sharing::Private {
-            patching::patch_mapped(&self.inner, range, Some(fd));
+            patching::patch_mapped(&self.inner, mapping.range(), Some(fd));
         }
         Ok(())
     }
@@ -222,9 +197,7 @@ impl AddressSpace {
     ///
     /// As [`AddressSpace::map_anonymous`].
     pub fn unmap(&self, addr: GuestAddr, len_bytes: u64) -> Result<(), MapError> {
-        self.change(Change::Gone(bounds(addr, check_range(addr, len_bytes)?)), || {
-            self.each_part("munmap", addr, len_bytes, |at, len, _| (libc::SYS_munmap, [at, len, 0, 0, 0, 0]))
-        })
+        self.make(&Mapping::removal(addr, len_bytes)?)
     }
 
     /// Changes the protection of a range.
@@ -233,16 +206,7 @@ impl AddressSpace {
     ///
     /// As [`AddressSpace::map_anonymous`]; `ENOMEM` if part of the range is not mapped (mprotect(2)).
     pub fn protect(&self, addr: GuestAddr, len_bytes: u64, prot: Protection) -> Result<(), MapError> {
-        let range = bounds(addr, check_range(addr, len_bytes)?);
-        self.change(Change::Protected(range, prot), || {
-            self.each_part("mprotect", addr, len_bytes, |at, len, _| {
-                (libc::SYS_mprotect, [at, len, prot.prot_bits() as u64, 0, 0, 0])
-            })
-        })?;
-        if prot.execute {
-            patching::patch_mapped(&self.inner, range, None);
-        }
-        Ok(())
+        self.make(&Mapping::protection(addr, len_bytes, prot)?)
     }
 
     /// Gives advice on a range (madvise(2)).
@@ -251,9 +215,7 @@ impl AddressSpace {
     ///
     /// As [`AddressSpace::map_anonymous`].
     pub fn advise(&self, addr: GuestAddr, len_bytes: u64, advice: Advice) -> Result<(), MapError> {
-        self.each_part("madvise", addr, len_bytes, |at, len, _| {
-            (libc::SYS_madvise, [at, len, advice.raw() as u64, 0, 0, 0])
-        })
+        self.make(&Mapping::advice(addr, len_bytes, advice)?)
     }
 
     /// Moves or resizes one mapping (mremap(2)): in place if `old == new`, otherwise to the fixed place `new`,
@@ -274,9 +236,11 @@ impl AddressSpace {
         }
         let flags = if old == new { 0 } else { libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED };
         let args = [old.raw(), old_len, new_len, flags as u64, new.raw(), 0];
-        self.change(Change::Moved { old: bounds(old, old_len), new: bounds(new, new_len) }, || {
-            self.call("mremap", libc::SYS_mremap, args, (old.raw(), old_len))
-        })
+        let change = Change::Moved { old: bounds(old, old_len), new: bounds(new, new_len) };
+        let pending = patching::before_change(&self.inner, change);
+        self.call("mremap", libc::SYS_mremap, args, (old.raw(), old_len))?;
+        patching::after_change(&self.inner, pending);
+        Ok(())
     }
 
     /// Makes an address space whose memory is a copy-on-write copy of this one, by the host kernel. Nothing of
@@ -344,32 +308,9 @@ impl AddressSpace {
         self.inner.process.pid()
     }
 
-    /// Makes one host call for each part of a range that the filters bear in one call.
-    fn each_part(
-        &self,
-        what: &'static str,
-        addr: GuestAddr,
-        len_bytes: u64,
-        call: impl Fn(u64, u64, u64) -> (i64, [u64; 6]),
-    ) -> Result<(), MapError> {
-        let len = check_range(addr, len_bytes)?;
-        let mut done = 0;
-        while done < len {
-            let part = (len - done).min(MAX_CALL_LEN);
-            let at = addr.raw() + done;
-            let (nr, args) = call(at, part, done);
-            self.call(what, nr, args, (at, part))?;
-            done += part;
-        }
-        Ok(())
-    }
-
-    /// Makes a change of mappings. The patcher is told before of what it takes away, and behind of what it has brought.
-    fn change(&self, change: Change, make: impl FnOnce() -> Result<(), MapError>) -> Result<(), MapError> {
-        let pending = patching::before_change(&self.inner, change);
-        make()?;
-        patching::after_change(&self.inner, pending);
-        Ok(())
+    /// Lets the leader make a change.
+    pub(crate) fn make(&self, mapping: &Mapping) -> Result<(), MapError> {
+        mapping.make(&self.inner, |call| self.inner.process.host_call(call))
     }
 
     fn call(&self, what: &'static str, nr: i64, args: [u64; 6], range: (u64, u64)) -> Result<(), MapError> {
@@ -395,12 +336,4 @@ fn file_id(fd: BorrowedFd<'_>) -> Option<FileId> {
         size_bytes: u64::try_from(stat.st_size).ok()?,
         mtime_ns: i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec),
     })
-}
-
-/// The length of a range rounded up to pages, if the range is one that a guest may map.
-fn check_range(addr: GuestAddr, len_bytes: u64) -> Result<u64, MapError> {
-    let bad = || MapError::BadRange { addr: addr.raw(), len_bytes, limit: MAX_USER_ADDRESS };
-    let len = len_bytes.checked_next_multiple_of(PAGE_SIZE).ok_or_else(bad)?;
-    let end = addr.raw().checked_add(len).ok_or_else(bad)?;
-    if len == 0 || !addr.is_page_aligned() || end > MAX_USER_ADDRESS { Err(bad()) } else { Ok(len) }
 }

@@ -15,6 +15,7 @@ mod context;
 mod copy;
 mod error;
 mod event;
+mod mapping;
 mod options;
 mod patching;
 mod platform;
@@ -28,7 +29,7 @@ mod sys;
 
 pub use addr::GuestAddr;
 pub use address_space::{AddressSpace, Advice, Protection, Sharing};
-pub use context::{Context, Interrupter};
+pub use context::{Context, ContextMemory, Executed, Interrupter, Made, MemoryOnReturn, PassedCalls};
 pub use error::{CopyError, Error, MapError, StubExit, SwitchError};
 pub use event::{AccessType, Arch, Entry, Event, Signal, Syscall};
 pub use options::{Options, Patching};

@@ -62,6 +62,7 @@ fn a_guest_thread_can_neither_name_a_descriptor_nor_change_signals_or_processes(
         libc::SYS_rt_sigprocmask,
         libc::SYS_exit,
         libc::SYS_membarrier,
+        libc::SYS_sched_yield,
         libc::SYS_exit_group,
     ];
     for row in rows(BASE).iter().filter(|row| row.filter == FilterKind::Guest) {

@@ -18,7 +18,7 @@ fn fresh(directory: &Path) {
 
 /// Compares the program's runs, natively and as a guest, each started behind `before`.
 fn compare_behind(before: &[&str], name: &str) {
-    let program_path = fixture("credentials", &["-pthread"]);
+    let program_path = fixture("changing_credentials", &["-pthread"]);
     let directory = cli::scratch().join(name);
     // The user must be able to execute the command: it may lie where only root may go.
     let systrap = cli::scratch().join("systrap");

@@ -81,13 +81,29 @@ impl<'a> HandOff<'a> {
         self.exchange_with(reply, |line| line.args[0].store(result, Ordering::Relaxed))
     }
 
+    /// Publishes a reply that is a host call for the stub thread, and waits for the event.
+    pub(crate) fn exchange_call(
+        &self,
+        reply: u32,
+        nr: i64,
+        args: [u64; 6],
+    ) -> Result<StubEvent, SwitchError> {
+        self.exchange_with(reply, |line| {
+            line.nr.store(nr as u32, Ordering::Relaxed);
+            for (shared, arg) in line.args.iter().zip(args) {
+                shared.store(arg, Ordering::Relaxed);
+            }
+        })
+    }
+
     fn exchange_with(&self, reply: u32, fill: impl FnOnce(&Line)) -> Result<StubEvent, SwitchError> {
         let sysmsg = self.thread.sysmsg();
         let spinning = self.thread.spinning();
         let may_spin = self.platform.may_spin();
         let stub_slept = sysmsg.stub_sleeps.load(Ordering::Relaxed) != 0;
         if let Some(budget) = spinning.stub(may_spin, stub_slept) {
-            sysmsg.spin.store(budget, Ordering::Relaxed);
+            sysmsg.spin.store(budget.spin, Ordering::Relaxed);
+            sysmsg.head_start.store(budget.head_start, Ordering::Relaxed);
         }
         let budget = spinning.supervisor(may_spin);
         // The line is written in one go, last of all: between two stores the spinning stub would steal it. For the same
@@ -98,6 +114,11 @@ impl<'a> HandOff<'a> {
         fence(Ordering::SeqCst);
         if sysmsg.stub_sleeps.load(Ordering::SeqCst) != 0 {
             sys::futex_wake_shared(&sysmsg.line.state);
+        }
+        if budget != 0 {
+            for _ in 0..spinning.supervisor_head_start() {
+                std::hint::spin_loop();
+            }
         }
         for _ in 0..budget {
             let state = sysmsg.line.state.load(Ordering::Acquire);

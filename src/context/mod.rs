@@ -1,8 +1,11 @@
 //! The execution state of one guest thread, and how it is run.
 
 mod answers;
+mod copy;
+mod execute;
 mod handoff;
 mod interrupt;
+mod memory;
 mod patched;
 mod state;
 mod switch;
@@ -12,8 +15,12 @@ use std::sync::Arc;
 use systrap_stub::wire;
 
 use answers::Answers;
+pub use answers::PassedCalls;
+pub use execute::Executed;
+use execute::{Executing, StubCall};
 pub(crate) use handoff::HandOff;
 pub use interrupt::Interrupter;
+pub use memory::{ContextMemory, Made, MemoryOnReturn};
 use state::FullState;
 
 use crate::address_space::SpaceInner;
@@ -38,6 +45,11 @@ pub struct Context {
     changed: bool,
     /// The result that the next switch gives to the call that the last one returned.
     result: i64,
+    /// What the stub thread does for the guest before it goes on.
+    executing: Executing,
+    host_call: StubCall,
+    /// What became of that, if it was not the result of the guest's call.
+    executed: Option<Executed>,
     counts: Registered,
     answers: Answers,
     recent_sites: RecentSites,
@@ -81,6 +93,9 @@ impl Context {
             pulled: true,
             changed: true,
             result: -i64::from(libc::ENOSYS),
+            executing: Executing::Nothing,
+            host_call: StubCall::default(),
+            executed: None,
             counts,
             answers: Answers::default(),
             recent_sites: RecentSites::new(),
@@ -93,6 +108,9 @@ impl Context {
     /// Without it a call returns `-ENOSYS`. After an event that was no call it has no effect.
     pub fn set_return(&mut self, value: i64) {
         self.result = value;
+        if self.executing == Executing::Copy {
+            self.host_call.args[0] = value as u64;
+        }
         if self.pulled && self.in_call() {
             self.full.regs.rax = value as u64;
         }
@@ -190,6 +208,7 @@ impl Context {
     ///
     /// As [`Context::pull_full_state`].
     pub fn release(&mut self) -> Result<(), crate::SwitchError> {
+        self.execute_at_once()?;
         self.pull_full_state()?;
         self.leave_home();
         Ok(())

@@ -85,12 +85,19 @@ impl Context {
     }
 
     fn settle_interrupt(&mut self) -> Result<Settled, SwitchError> {
-        // An interrupt signal that came after its interrupt had been reported.
-        if self.attention.get() & Attention::INTERRUPT == 0 {
-            return Ok(Settled::GoOn(wire::RESUME));
-        }
         let Some(home) = &self.home else { return Err(SwitchError::BadState { what: "no stub thread" }) };
         let rip = GuestAddr::new(home.thread.sysmsg().line.rip.load(std::sync::atomic::Ordering::Relaxed));
+        // At the `syscall` of a call that was passed on, where a patch may have put something else.
+        let moved = patching::resume_at(&home.space, rip.raw()) != rip.raw();
+        // An interrupt signal that came after its interrupt had been reported.
+        if self.attention.get() & Attention::INTERRUPT == 0 {
+            return if moved { self.go_on_at(rip) } else { Ok(Settled::GoOn(wire::RESUME)) };
+        }
+        if moved {
+            self.leave_trampoline(rip)?;
+            self.attention.take(Attention::INTERRUPT);
+            return Ok(Settled::Event(Event::Interrupted));
+        }
         match self.locate(rip, false) {
             Found::Guest | Found::OwnBreakpoint(_) => self.attention.set_may_be_in_trampoline(false),
             Found::At(at) => self.leave_trampoline(at)?,

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use systrap_stub::wire::{self, StubEvent};
 
 use super::patched::Settled;
-use super::{Context, HandOff, Home, Stop};
+use super::{Context, Executing, HandOff, Home, Stop};
 use crate::patching;
 use crate::stats::RecentSites;
 use crate::subprocess::Attention;
@@ -22,8 +22,13 @@ impl Context {
     ///
     /// [`SwitchError`]; what the guest does is an [`Event`].
     pub fn switch(&mut self, aspace: &AddressSpace) -> Result<Event, SwitchError> {
+        self.executed = None;
+        if self.executing != Executing::Nothing && !self.can_execute(aspace) && self.execute_at_once()? {
+            return Ok(Event::Interrupted);
+        }
         // A load first: the locked instruction would cost every call some nanoseconds.
         if self.attention.get() & Attention::INTERRUPT != 0 && self.attention.take(Attention::INTERRUPT) {
+            self.execute_at_once()?;
             return Ok(Event::Interrupted);
         }
         self.heat();
@@ -34,8 +39,19 @@ impl Context {
             self.pulled = false;
             self.changed = false;
             let hand_off = HandOff::attached(&self.platform, &home.thread, &self.attention);
-            let event = hand_off.exchange_result(reply, self.result as u64);
+            let executing = std::mem::take(&mut self.executing);
+            let event = match executing.reply() {
+                None => hand_off.exchange_result(reply, self.result as u64),
+                Some(reply) => hand_off.exchange_call(reply, self.host_call.nr, self.host_call.args),
+            };
             let event = match event {
+                Ok(StubEvent::Done) if executing != Executing::Nothing => {
+                    match self.came_back(executing)? {
+                        Settled::Event(event) => return Ok(event),
+                        Settled::GoOn(next) => reply = next,
+                    }
+                    continue;
+                }
                 Ok(event) => self.decode(event)?,
                 Err(error) => {
                     self.abandon_home();
@@ -65,20 +81,24 @@ impl Context {
             return Err(SwitchError::StubDied { how });
         }
         let hand_off = HandOff::detached(&self.platform, &home.thread);
-        let read = if home.stop == Stop::Patched {
-            match hand_off.exchange(wire::SPILL) {
+        let read = match home.stop {
+            Stop::Patched => match hand_off.exchange(wire::SPILL) {
                 Ok(StubEvent::Spilled) => {
                     self.full.read_area(&home.thread, &self.platform.xstate);
                     Ok(Stop::Spilled)
                 }
                 Ok(_) => Err(hand_off.corrupted("an event that answers nothing")),
                 Err(error) => Err(error),
+            },
+            // A host call failed that the syshandler made for its guest.
+            Stop::Spilled => {
+                self.full.read_area(&home.thread, &self.platform.xstate);
+                Ok(Stop::Spilled)
             }
-        } else {
-            match self.full.read_frame(&home.thread, &self.platform.xstate) {
-                Ok(()) => Ok(home.stop),
+            stop => match self.full.read_frame(&home.thread, &self.platform.xstate) {
+                Ok(()) => Ok(stop),
                 Err(what) => Err(hand_off.corrupted(what)),
-            }
+            },
         };
         let stop = match read {
             Ok(stop) => stop,

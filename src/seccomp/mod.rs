@@ -10,4 +10,4 @@ mod table;
 pub(crate) use assemble::assemble;
 pub use supervisor::{SupervisorRow, supervisor_rows, syscall_filters};
 pub use table::{Condition, FilterKind, Row, Test, rows};
-pub(crate) use table::{MEMBARRIER_REGISTER_SYNC_CORE, MEMBARRIER_SYNC_CORE};
+pub(crate) use table::{MEMBARRIER_REGISTER_SYNC_CORE, MEMBARRIER_SYNC_CORE, is_private_futex_op};

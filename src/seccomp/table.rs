@@ -109,6 +109,30 @@ const HARMLESS_ADVICE: [i32; 10] = [
     libc::MADV_POPULATE_WRITE,
 ];
 
+/// Futex operations that can only touch sleepers of the caller's own address space (futex(2)).
+///
+/// With FUTEX_PRIVATE_FLAG the kernel (kernel/futex/core.c, `get_futex_key`) makes the key from the address space and
+/// the address alone, whatever is mapped there, and marks it so in the low bits of its offset. The words on which stub
+/// threads, leader and supervisor sleep are used without the flag: their keys hold the inode of the memfd behind them.
+/// Keys of the two kinds are never equal (`futex_match`), so that no private operation wakes, moves or counts those
+/// sleepers. The PI operations are not here: they change priorities of threads named by a word in memory.
+const PRIVATE_FUTEX_OPS: [i32; 9] = [
+    libc::FUTEX_WAIT,
+    libc::FUTEX_WAIT | libc::FUTEX_CLOCK_REALTIME,
+    libc::FUTEX_WAKE,
+    libc::FUTEX_REQUEUE,
+    libc::FUTEX_CMP_REQUEUE,
+    libc::FUTEX_WAKE_OP,
+    libc::FUTEX_WAIT_BITSET,
+    libc::FUTEX_WAIT_BITSET | libc::FUTEX_CLOCK_REALTIME,
+    libc::FUTEX_WAKE_BITSET,
+];
+
+/// Whether stub threads may make a futex call with this operation for their guests.
+pub(crate) fn is_private_futex_op(op: u32) -> bool {
+    PRIVATE_FUTEX_OPS.iter().any(|admitted| (admitted | libc::FUTEX_PRIVATE_FLAG) as u32 == op)
+}
+
 /// Flags of anonymous mappings that any stub thread may make.
 const ANONYMOUS_FLAGS: [i32; 3] = [
     libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
@@ -240,7 +264,8 @@ impl Table {
     fn stub_thread(&mut self, base: u64) {
         use FilterKind::Guest;
         use SyscallSite::{
-            ExitGroup, FastExecute, FastWait, FastWake, ThreadExecute, ThreadExit, ThreadWait, ThreadWake,
+            ExitGroup, FastExecute, FastPass, FastWait, FastWake, ThreadExecute, ThreadExit, ThreadWait,
+            ThreadWake,
         };
         let slots = base + layout::SYSMSG;
         let in_slots = [
@@ -267,7 +292,9 @@ impl Table {
                 self.add(Guest, site, "mmap", libc::SYS_mmap, conditions, why);
             }
             self.guest_memory(Guest, site);
+            self.guest_futexes(site);
         }
+        self.guest_futexes(FastPass);
         for command in [MEMBARRIER_REGISTER_SYNC_CORE, MEMBARRIER_SYNC_CORE] {
             let why = "serialises the cores that run this address space";
             let conditions = [eq32(0, command), eq32(1, 0)];
@@ -275,6 +302,20 @@ impl Table {
         }
         self.add(Guest, ThreadExit, "exit", libc::SYS_exit, [], "ends the caller");
         self.add(Guest, ExitGroup, "exit_group", libc::SYS_exit_group, [], "ends the stub process");
+    }
+
+    /// What a guest's threads may do among themselves.
+    fn guest_futexes(&mut self, site: SyscallSite) {
+        use FilterKind::Guest;
+        for op in PRIVATE_FUTEX_OPS {
+            let conditions = [eq32(1, (op | libc::FUTEX_PRIVATE_FLAG) as u32)];
+            let why =
+                "sleeps on or wakes private keys of the caller's own address space, which nobody else uses";
+            self.add(Guest, site, "futex", libc::SYS_futex, conditions, why);
+        }
+        let why = "goes on with such a sleep after SIGSTOP and SIGCONT";
+        self.add(Guest, site, "restart_syscall", libc::SYS_restart_syscall, [], why);
+        self.add(Guest, site, "sched_yield", libc::SYS_sched_yield, [], "lets others run");
     }
 
     /// munmap, mprotect and madvise of the guest's range.

@@ -2,6 +2,7 @@
 
 use super::errno::Errno;
 use super::host;
+use super::syscalls::Epoll;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -72,16 +73,28 @@ pub(crate) struct File {
     host: OwnedFd,
     file_type: OnceLock<FileType>,
     directory: Option<VirtualDirectory>,
+    epoll: Option<Epoll>,
 }
 
 impl File {
     pub(crate) fn new(host: OwnedFd) -> Self {
-        Self { host, file_type: OnceLock::new(), directory: None }
+        Self { host, file_type: OnceLock::new(), directory: None, epoll: None }
     }
 
     /// A directory of the sentry's own.
     pub(crate) fn virtual_directory(host: OwnedFd, directory: VirtualDirectory) -> Self {
-        Self { host, file_type: OnceLock::from(FileType::Directory), directory: Some(directory) }
+        Self { host, file_type: OnceLock::from(FileType::Directory), directory: Some(directory), epoll: None }
+    }
+
+    /// An epoll instance.
+    pub(crate) fn epoll(host: OwnedFd) -> Self {
+        let epoll = Some(Epoll::default());
+        Self { host, file_type: OnceLock::from(FileType::Stream), directory: None, epoll }
+    }
+
+    /// What an epoll instance watches; `None` for other files.
+    pub(crate) fn as_epoll(&self) -> Option<&Epoll> {
+        self.epoll.as_ref()
     }
 
     pub(crate) fn directory(&self) -> Option<&VirtualDirectory> {

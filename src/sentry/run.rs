@@ -17,7 +17,7 @@ use super::signals::deliver::ReturningCall;
 use super::signals::{Actions, Incoming, SignalSet, TaskSignals};
 use super::syscalls;
 use super::task::{AfterCall, ExitStatus, Task, TaskHandle, TaskParts};
-use crate::{Error, Event, Options, Stats, SwitchError, Syscall, Systrap};
+use crate::{Error, Event, Executed, Options, Stats, SwitchError, Syscall, Systrap};
 use std::ffi::CString;
 use std::io::Write;
 use std::os::fd::AsFd as _;
@@ -235,11 +235,7 @@ impl Task {
             match self.context.switch(mm.space())? {
                 Event::Syscall(call) => self.serve(&call)?,
                 Event::Signal(signal) => self.fault(&signal)?,
-                Event::Interrupted => {
-                    if self.handle.attention.is_raised() {
-                        self.deliver_signals(None)?;
-                    }
-                }
+                Event::Interrupted => self.interrupted()?,
             }
             if self.exit.is_some() {
                 return Ok(self.exit);
@@ -251,9 +247,24 @@ impl Task {
         }
     }
 
+    /// The guest was interrupted, maybe in a call that its stub thread made for it.
+    fn interrupted(&mut self) -> Result<(), SwitchError> {
+        let call = match (self.context.executed(), self.after_call) {
+            (Some(Executed::Interrupted), AfterCall::Executed { nr, restart }) => {
+                Some(ReturningCall { nr, result: restart.as_return() })
+            }
+            _ => None,
+        };
+        if call.is_some() || self.handle.attention.is_raised() {
+            self.deliver_signals(call)?;
+        }
+        Ok(())
+    }
+
     /// Makes one call and sets what the guest goes on with.
     fn serve(&mut self, call: &Syscall) -> Result<(), SwitchError> {
         self.observer.counts.record(call);
+        self.after_call = AfterCall::Return;
         let outcome = syscalls::dispatch(self, call);
         let result = outcome.unwrap_or_else(Errno::as_return);
         if self.exit.is_some() {
@@ -272,8 +283,8 @@ impl Task {
                 self.after_call = AfterCall::Return;
                 self.return_from_handler()
             }
-            // A new program: signals wait until it runs.
-            AfterCall::Replaced => Ok(()),
+            // A new program: signals wait until it runs. What the stub executes may be interrupted by then.
+            AfterCall::Replaced | AfterCall::Executed { .. } => Ok(()),
         }
     }
 }

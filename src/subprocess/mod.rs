@@ -1,5 +1,6 @@
 //! One stub process: its life, its leader, its stub threads.
 
+mod head_start;
 mod image;
 mod leader;
 mod reaper;

@@ -7,6 +7,8 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::head_start::HeadStart;
+
 /// `pause`s before a side sleeps: about 50 µs.
 const FULL: u32 = 5_000;
 /// The same after failures: enough for an answer that is on its way.
@@ -57,12 +59,29 @@ pub(crate) struct Spinning {
     told: AtomicU32,
     /// The stub was told to sleep: that it does is no failure.
     dozes: AtomicU32,
+    head_start: HeadStart,
+}
+
+/// What a stub thread is told about its next wait, in `pause`s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StubBudget {
+    pub(crate) spin: u32,
+    pub(crate) head_start: u32,
 }
 
 impl Spinning {
+    pub(crate) fn new(head_start: HeadStart) -> Self {
+        Self { head_start, ..Self::default() }
+    }
+
     /// The supervisor's budget for the next wait.
     pub(crate) fn supervisor(&self, may_spin: bool) -> u32 {
         if may_spin { self.supervisor.budget() } else { 0 }
+    }
+
+    /// `pause`s of the supervisor before its first look, if it spins.
+    pub(crate) fn supervisor_head_start(&self) -> u32 {
+        self.head_start.supervisor
     }
 
     pub(crate) fn supervisor_worked(&self, budget: u32) {
@@ -77,7 +96,7 @@ impl Spinning {
     }
 
     /// The stub's budget for its next wait, if it has to be told; `slept` says whether its last wait became a sleep.
-    pub(crate) fn stub(&self, may_spin: bool, slept: bool) -> Option<u32> {
+    pub(crate) fn stub(&self, may_spin: bool, slept: bool) -> Option<StubBudget> {
         let told = self.told.load(Ordering::Relaxed);
         if self.dozes.load(Ordering::Relaxed) != 0 {
             self.dozes.store(0, Ordering::Relaxed);
@@ -89,7 +108,8 @@ impl Spinning {
         let budget = if may_spin { self.stub.budget() } else { 0 };
         (budget != told).then(|| {
             self.told.store(budget, Ordering::Relaxed);
-            budget
+            let head_start = if budget == 0 { 0 } else { self.head_start.stub };
+            StubBudget { spin: budget, head_start }
         })
     }
 
@@ -107,6 +127,10 @@ impl Spinning {
 mod tests {
     use super::*;
 
+    fn stub(spinning: &Spinning, may_spin: bool, slept: bool) -> Option<u32> {
+        spinning.stub(may_spin, slept).map(|budget| budget.spin)
+    }
+
     #[test]
     fn failures_in_a_row_shorten_the_budget_and_one_success_restores_it() {
         let spinning = Spinning::default();
@@ -123,6 +147,13 @@ mod tests {
     }
 
     #[test]
+    fn a_stub_has_a_head_start_when_it_spins() {
+        let spinning = Spinning::new(HeadStart { supervisor: 2, stub: 6 });
+        assert_eq!(spinning.stub(true, false), Some(StubBudget { spin: FULL, head_start: 6 }));
+        assert_eq!(spinning.stub(false, false), Some(StubBudget { spin: 0, head_start: 0 }));
+    }
+
+    #[test]
     fn short_sleeps_are_no_failures() {
         let spinning = Spinning::default();
         for _ in 0..10 {
@@ -134,15 +165,15 @@ mod tests {
     #[test]
     fn a_stub_that_was_told_to_sleep_keeps_its_budget() {
         let spinning = Spinning::default();
-        assert_eq!(spinning.stub(true, false), Some(FULL));
+        assert_eq!(stub(&spinning, true, false), Some(FULL));
         for _ in 0..10 {
             assert!(spinning.doze());
-            assert_eq!(spinning.stub(true, true), None);
+            assert_eq!(stub(&spinning, true, true), None);
         }
         for _ in 0..STRIKES - 1 {
-            assert_eq!(spinning.stub(true, true), None);
+            assert_eq!(stub(&spinning, true, true), None);
         }
-        assert_eq!(spinning.stub(true, true), Some(SHORT));
-        assert_eq!(spinning.stub(false, true), Some(0), "no CPU to spare");
+        assert_eq!(stub(&spinning, true, true), Some(SHORT));
+        assert_eq!(stub(&spinning, false, true), Some(0), "no CPU to spare");
     }
 }

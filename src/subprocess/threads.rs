@@ -10,6 +10,7 @@ use systrap_stub::layout::{MAX_SLOTS, SLOT_SIZE, SYSMSG};
 use systrap_stub::sysmsg::Sysmsg;
 use systrap_stub::wire;
 
+use super::head_start::HeadStart;
 use super::spin::Spinning;
 use super::{ANSWER_DEADLINE, HostCall, Subprocess};
 use crate::shared::SLOT_STEP;
@@ -48,7 +49,8 @@ pub(crate) struct StubThread {
 
 impl StubThread {
     fn new(process: &Arc<Subprocess>, slot: u32, tid: i32) -> Self {
-        Self { process: Arc::clone(process), slot, tid, spinning: Spinning::default() }
+        let spinning = Spinning::new(HeadStart::measured());
+        Self { process: Arc::clone(process), slot, tid, spinning }
     }
 
     pub(crate) fn spinning(&self) -> &Spinning {
@@ -95,7 +97,9 @@ impl Subprocess {
             let mut pool = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some((slot, tid)) = pool.parked.pop() {
                 // As a new thread's: the budgets begin anew.
-                self.slots.sysmsg(slot).spin.store(0, Ordering::Relaxed);
+                let sysmsg = self.slots.sysmsg(slot);
+                sysmsg.spin.store(0, Ordering::Relaxed);
+                sysmsg.head_start.store(0, Ordering::Relaxed);
                 return Ok(StubThread::new(self, slot, tid));
             }
             if let Some(slot) = pool.vacant.pop() { slot } else { self.new_slot(&mut pool)? }

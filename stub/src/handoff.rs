@@ -3,7 +3,7 @@
 //! Each state makes **one** access to shared memory (or one futex call, or sends one signal):
 //! [`Stub::access`] and [`Supervisor::access`] say which, `next` says what follows from the value it saw.
 //! Nothing else of either side touches the words, but that the supervisor adapts `spin` before it publishes, after a
-//! look at `stub_sleeps` on which nothing else depends. The assembly of
+//! look at `stub_sleeps` on which nothing else depends. A few `pause`s before the first look of `Spin` are no access. The assembly of
 //! [`thread_wait`](crate::code::thread::thread_wait) and the supervisor's hand-off are these machines;
 //! `tests/handoff_model.rs` checks the machines exhaustively, with the store buffers of x86-TSO, and
 //! `tests/thread_wait_follows_model.rs` runs the assembly in lock-step with [`Stub`].

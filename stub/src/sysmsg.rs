@@ -74,6 +74,10 @@ pub mod gregs {
 pub const XSTATE_LEN: usize = 12 * 1024;
 /// Call numbers below this can be answered in the stub.
 pub const ANSWERS: usize = 512;
+/// A call is answered with a constant.
+pub const ANSWER: u8 = 1;
+/// A call is made on the host kernel.
+pub const PASS: u8 = 2;
 /// Length of the payload buffer in bytes.
 pub const PAYLOAD_LEN: usize = 4096;
 
@@ -105,7 +109,12 @@ pub struct Sysmsg {
     pub spin: AtomicU32,
     /// How long one sleep of the stub lasts at most. Written by the supervisor.
     pub sleep_timeout: Timespec,
-    _pad0: [u64; 5],
+    /// When a futex wait that the stub executes for its guest ends. Written by the supervisor.
+    pub deadline: Timespec,
+    /// How many `pause`s the syshandler lets pass between publishing an event and its first look for the reply. Written
+    /// by the supervisor.
+    pub head_start: AtomicU32,
+    _pad0: [u32; 5],
     /// Not 0 while the stub sleeps on `line.state`: the supervisor wakes it. Written by the stub.
     pub stub_sleeps: AtomicU32,
     _pad1: [u32; 15],
@@ -124,10 +133,14 @@ pub struct Sysmsg {
     pub answered: AtomicU64,
     /// The call's number, then its answer, while the syshandler needs the register. Written by the stub.
     pub saved_nr: AtomicU64,
-    _pad2: u64,
+    /// Bit n set: private futex operation n goes to the host kernel, if the call is passed on at all. Written by the
+    /// supervisor.
+    pub passed_futexes: AtomicU32,
+    _pad2: u32,
     /// A stack of a few words.
     pub scratch: [AtomicU64; 8],
-    /// Byte n not 0: call number n is answered with `answers[n]`. Written by the supervisor.
+    /// Byte n is [`ANSWER`]: call number n is answered with `answers[n]`; [`PASS`]: it goes to the host kernel. Written by the
+    /// supervisor.
     pub answer_flags: [AtomicU8; ANSWERS],
     /// The constant results of answered calls. Written by the supervisor.
     pub answers: [AtomicU64; ANSWERS],

@@ -8,7 +8,7 @@
 //! ```text
 //!            event (stub writes)                 reply (supervisor writes)
 //!  guest ──────────────────────────▶ stub waits ─────────────────────────▶ guest runs
-//!  runs     PATCHED TRAPPED COMPAT              RESUME  RESUME_FULL  EXECUTE_RESUME
+//!  runs     PATCHED TRAPPED COMPAT              RESUME  RESUME_FULL  EXECUTE_RESUME*
 //!           VSYSCALL FAULT INTERRUPTED
 //!                                    ▲        │ SPILL EXECUTE COPY_* STORE_WORD  (work)
 //!                                    └────────┘ answered by SPILLED / DONE
@@ -35,7 +35,8 @@ pub const READY: u32 = 7;
 /// Event: all registers are in the state area (answer to [`SPILL`]).
 pub const SPILLED: u32 = 8;
 /// Event: the work is done, `args[0]` is its result (answer to [`EXECUTE`], [`COPY_FROM_GUEST`],
-/// [`COPY_TO_GUEST`], [`STORE_WORD`]).
+/// [`COPY_TO_GUEST`], [`STORE_WORD`]); or a host call failed after which the guest was to run ([`EXECUTE_RESUME`],
+/// [`EXECUTE_RESUME_IF_DONE`]), and all registers are where after [`SPILLED`] if they were not in a signal frame.
 pub const DONE: u32 = 9;
 /// Event: a signal arrived in stub code where none can; the stub process is of no further use.
 pub const STUB_FAULT: u32 = 10;
@@ -46,13 +47,14 @@ pub const REPLY: u32 = 1 << 31;
 pub const RESUME_FULL: u32 = REPLY | 1;
 /// Reply: write all registers to the state area, then [`SPILLED`].
 pub const SPILL: u32 = REPLY | 2;
-/// Reply: run the host call `nr(args)`, then [`DONE`].
+/// Reply: run the host call `nr(args)`, then [`DONE`]; in the syshandler [`PATCHED`] once more, for the same call.
 pub const EXECUTE: u32 = REPLY | 3;
-/// Reply: run the host call `nr(args)` and run the guest with its result.
+/// Reply: run the host call `nr(args)` and run the guest with its result; but if that is `-EINTR`, [`DONE`].
 pub const EXECUTE_RESUME: u32 = REPLY | 4;
-/// Reply: copy `args[1]` bytes at guest address `args[0]` to the payload, then [`DONE`] with the bytes left over.
+/// Reply: copy `args[1]` bytes at guest address `args[0]` to the payload, then [`DONE`] with the bytes left over; in
+/// the syshandler [`PATCHED`] once more.
 pub const COPY_FROM_GUEST: u32 = REPLY | 5;
-/// Reply: copy `args[1]` bytes of the payload to guest address `args[0]`, then [`DONE`] with the bytes left over.
+/// Reply: copy `args[1]` bytes of the payload to guest address `args[0]`; else as [`COPY_FROM_GUEST`].
 pub const COPY_TO_GUEST: u32 = REPLY | 6;
 /// Reply: end this stub thread.
 pub const EXIT: u32 = REPLY | 7;
@@ -61,6 +63,11 @@ pub const SLEEP: u32 = REPLY | 8;
 /// Reply: if the aligned 64-bit word at guest address `args[0]` is `args[1]`, make it `args[2]`, atomically; then [`DONE`]
 /// with 0, 1 (it was something else), or 2 (it cannot be written).
 pub const STORE_WORD: u32 = REPLY | 9;
+/// Reply: as [`EXECUTE_RESUME`], but [`DONE`] after any error.
+pub const EXECUTE_RESUME_IF_DONE: u32 = REPLY | 10;
+/// Reply: copy `nr` bytes of the payload to guest address `args[1]` and run the guest with the result `args[0]`; but if the
+/// copy faults, [`DONE`] with the bytes left over, as after a failed [`EXECUTE_RESUME`].
+pub const COPY_RESUME: u32 = REPLY | 11;
 
 /// An event, once its raw value has been checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -60,6 +60,36 @@ fn interrupts_reach_a_guest_wherever_it_is() {
 }
 
 #[test]
+fn interrupts_reach_a_call_that_the_stub_executes_wherever_it_is() {
+    let ops = [Op::Block, Op::Call];
+    holds("never interrupted", &Script { interrupts: 0, ..script(&ops) });
+    holds("one interrupt", &Script { interrupts: 1, ..script(&ops) });
+    holds("two interrupts", &Script { interrupts: 2, execute: false, ..script(&[Op::Block]) });
+    holds(
+        "interrupt, spurious",
+        &Script { interrupts: 1, spurious: true, ..script(&[Op::Block, Op::Block]) },
+    );
+}
+
+#[test]
+fn interrupts_reach_a_call_that_is_passed_on_wherever_it_is() {
+    let ops = [Op::Call, Op::Pass];
+    holds("one interrupt", &Script { interrupts: 1, ..script(&ops) });
+    holds("two interrupts", &Script { interrupts: 2, execute: false, ..script(&ops) });
+    holds("interrupt, spurious", &Script { interrupts: 1, spurious: true, ..script(&ops) });
+}
+
+#[test]
+fn a_lost_interrupt_of_an_executed_call_is_caught() {
+    let base = Script { interrupts: 1, ..script(&[Op::Block]) };
+    is_caught(Mutation::ExecutedCallIsRestarted, &base);
+    is_caught(Mutation::SupervisorKicksOnce, &base);
+    let base = Script { interrupts: 1, ..script(&[Op::Pass]) };
+    is_caught(Mutation::ExecutedCallIsRestarted, &base);
+    is_caught(Mutation::SupervisorKicksOnce, &base);
+}
+
+#[test]
 fn missing_barriers_are_caught() {
     let base = script(&[Op::Call, Op::Call]);
     is_caught(Mutation::StubPublishesWithoutBarrier, &base);

@@ -221,9 +221,11 @@ fn values(access: Access) -> Vec<u32> {
             wire::RESUME_FULL,
             wire::EXECUTE,
             wire::EXECUTE_RESUME,
+            wire::EXECUTE_RESUME_IF_DONE,
             wire::COPY_FROM_GUEST,
             wire::COPY_TO_GUEST,
             wire::STORE_WORD,
+            wire::COPY_RESUME,
             wire::SLEEP,
             wire::EXIT,
             0x1234_5678,
@@ -245,12 +247,16 @@ fn check_reply(mut cpu: Cpu, reply: u32) {
         match (reply, cpu.effect()) {
             (wire::RESUME, _) if cpu.ip == resume => return,
             (wire::RESUME_FULL, _) if cpu.ip == resume_all => return,
-            (wire::EXECUTE | wire::EXECUTE_RESUME, Effect::Elsewhere(addr)) if addr == nr => return,
+            (
+                wire::EXECUTE | wire::EXECUTE_RESUME | wire::EXECUTE_RESUME_IF_DONE,
+                Effect::Elsewhere(addr),
+            ) if addr == nr => return,
             (wire::COPY_FROM_GUEST | wire::COPY_TO_GUEST | wire::STORE_WORD, Effect::Elsewhere(addr))
                 if addr == arg0 =>
             {
                 return;
             }
+            (wire::COPY_RESUME, Effect::Elsewhere(addr)) if addr == arg0 + 8 => return,
             (wire::EXIT, Effect::Call { nr: 60, arg0: 0 }) => return,
             (_, Effect::Call { nr: 231, .. }) if wire_value_is_unknown(reply) => return,
             (_, Effect::None) => cpu.step(0),
@@ -266,8 +272,10 @@ fn wire_value_is_unknown(reply: u32) -> bool {
         wire::RESUME_FULL,
         wire::EXECUTE,
         wire::EXECUTE_RESUME,
+        wire::EXECUTE_RESUME_IF_DONE,
         wire::COPY_FROM_GUEST,
         wire::COPY_TO_GUEST,
+        wire::COPY_RESUME,
         wire::EXIT,
     ]
     .contains(&reply)

@@ -1,6 +1,6 @@
 //! The list of host calls.
 
-use super::{Argument, Attention, Errno, Words, owned, raw};
+use super::{Argument, Attention, EPOLL_EVENT, Errno, Events, Words, owned, raw};
 use std::ffi::CStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -121,6 +121,8 @@ host_calls! {
     getcpu(cpu: &mut [u32; 1], node: &mut [u32; 1]) = SYS_getcpu;
     umask(mask: u32) = SYS_umask;
     unshare(flags: i32) = SYS_unshare;
+    epoll_ctl(epoll: Fd<'_>, operation: i32, fd: Fd<'_>, event: &mut [u8; EPOLL_EVENT]) = SYS_epoll_ctl;
+    epoll_pwait2(epoll: Fd<'_>, events: Events<'_>, timeout: Option<&[u8; 16]>, mask: usize) = SYS_epoll_pwait2;
     poll_now(fds: &mut [libc::pollfd], timeout_ms: i32) = SYS_poll;
 }
 
@@ -128,6 +130,7 @@ waiting_calls! {
     wait_read(fd: Fd<'_>, buf: &mut [u8]) = SYS_read;
     wait_write(fd: Fd<'_>, buf: &[u8]) = SYS_write;
     wait_ppoll(fds: &mut [libc::pollfd], timeout: Option<&mut [u8; 16]>, mask: usize) = SYS_ppoll;
+    wait_epoll(epoll: Fd<'_>, events: Events<'_>, timeout: Option<&[u8; 16]>, mask: usize) = SYS_epoll_pwait2;
     wait_nanosleep(clock: i32, flags: i32, request: &[u8; 16], remaining: Option<&mut [u8; 16]>) = SYS_clock_nanosleep;
     wait_flock(fd: Fd<'_>, operation: i32) = SYS_flock;
     wait_fcntl_lock(fd: Fd<'_>, command: i32, lock: &mut [u8; 32]) = SYS_fcntl;
@@ -192,6 +195,7 @@ opening_calls! {
     openat(dir: Fd<'_>, path: &CStr, flags: i32, mode: u32) = SYS_openat;
     dup_cloexec(fd: Fd<'_>, command: i32, minimum: i32) = SYS_fcntl;
     eventfd2(initial: u32, flags: i32) = SYS_eventfd2;
+    epoll_create1(flags: i32) = SYS_epoll_create1;
     memfd_create(name: &CStr, flags: u32) = SYS_memfd_create;
 }
 

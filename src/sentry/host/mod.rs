@@ -127,6 +127,20 @@ impl<const N: usize> Argument for Option<&mut [u8; N]> {
     }
 }
 
+/// Room for `struct epoll_event`s: the kernel is told how many fit.
+pub(crate) struct Events<'a>(pub(crate) &'a mut [u8]);
+
+/// `struct epoll_event` is packed: 12 bytes.
+pub(crate) const EPOLL_EVENT: usize = 12;
+
+impl Argument for Events<'_> {
+    #[inline]
+    fn push_to(self, words: &mut Words) {
+        words.push(self.0.as_mut_ptr().expose_provenance());
+        words.push(self.0.len() / EPOLL_EVENT);
+    }
+}
+
 impl Argument for &mut [libc::pollfd] {
     #[inline]
     fn push_to(self, words: &mut Words) {

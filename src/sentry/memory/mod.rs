@@ -2,6 +2,7 @@
 
 mod calls;
 mod fork_advice;
+mod hands;
 mod layout;
 mod map;
 mod proc_maps;
@@ -9,6 +10,7 @@ mod region;
 mod room;
 
 pub(crate) use calls::MapRequest;
+pub(crate) use hands::Hands;
 pub(crate) use layout::Layout;
 pub(crate) use map::MemoryMap;
 pub(crate) use region::{Backing, MappedFile, Region};

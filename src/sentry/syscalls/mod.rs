@@ -8,6 +8,7 @@ mod barrier;
 mod clone;
 mod credentials;
 mod descriptor;
+mod epoll;
 mod file_limit;
 mod futex;
 mod identity;
@@ -37,6 +38,7 @@ mod usage;
 mod wait;
 mod xattr;
 
+pub(crate) use epoll::Epoll;
 pub use support::{Support, call_support};
 
 use super::errno::Errno;

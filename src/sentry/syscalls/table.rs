@@ -2,8 +2,9 @@
 
 use super::args::*;
 use super::{
-    barrier, clone, credentials, descriptor, futex, identity, ioctl, kill, memory, numa, open, path, poll,
-    prctl, process, read_write, scheduling, signal, stat, syscall_table, system, time, usage, wait, xattr,
+    barrier, clone, credentials, descriptor, epoll, futex, identity, ioctl, kill, memory, numa, open, path,
+    poll, prctl, process, read_write, scheduling, signal, stat, syscall_table, system, time, usage, wait,
+    xattr,
 };
 use crate::GuestAddr;
 
@@ -154,6 +155,7 @@ syscall_table! {
         => futex::futex;
     203 sched_setaffinity(pid: i32, size: usize, mask: GuestAddr) => scheduling::sched_setaffinity;
     204 sched_getaffinity(pid: i32, size: usize, mask: GuestAddr) => scheduling::sched_getaffinity;
+    213 epoll_create(size: i32) => epoll::epoll_create;
     217 getdents64(fd: Fd, buf: GuestAddr, size: u32) => stat::getdents64;
     218 set_tid_address(addr: GuestAddr) => process::set_tid_address;
     221 fadvise64(fd: Fd, offset: i64, length: i64, advice: i32) => descriptor::fadvise64;
@@ -162,6 +164,8 @@ syscall_table! {
     229 clock_getres(clock: ClockId, time: OutTimespec) => time::clock_getres;
     230 clock_nanosleep(clock: ClockId, flags: i32, request: InTimespec, remaining: GuestAddr) => time::clock_nanosleep;
     231 exit_group(status: i32) => process::exit_group;
+    232 epoll_wait(epoll: Fd, events: GuestAddr, most: i32, timeout: i32) => epoll::epoll_wait;
+    233 epoll_ctl(epoll: Fd, operation: i32, fd: Fd, event: GuestAddr) => epoll::epoll_ctl;
     234 tgkill(tgid: i32, tid: i32, signo: Signo) => kill::tgkill;
     235 utimes(path: Path, times: GuestAddr) => path::utimes;
     237 mbind(addr: GuestAddr, len: u64, mode: i32, nodes: GuestAddr, bits: u64, flags: u32) => numa::mbind;
@@ -198,9 +202,12 @@ syscall_table! {
         pid: i32, count: u64, pages: GuestAddr, nodes: GuestAddr, status: GuestAddr, flags: u32,
     ) => numa::move_pages;
     280 utimensat(dir: DirFd, path: OptionalPath, times: GuestAddr, flags: AtFlags) => path::utimensat;
+    281 epoll_pwait(epoll: Fd, events: GuestAddr, most: i32, timeout: i32, mask: GuestAddr, size: usize)
+        => epoll::epoll_pwait;
     284 eventfd(initial: u32) => open::eventfd;
     285 fallocate(fd: Fd, mode: i32, offset: i64, length: i64) => descriptor::fallocate;
     290 eventfd2(initial: u32, flags: i32) => open::eventfd2;
+    291 epoll_create1(flags: OpenFlags) => epoll::epoll_create1;
     292 dup3(old: Fd, new: Fd, flags: OpenFlags) => descriptor::dup3;
     293 pipe2(fds: OutFdPair, flags: OpenFlags) => open::pipe2;
     295 preadv(fd: Fd, iov: OutIovecs, count: usize, offset: i64) => read_write::preadv;
@@ -227,6 +234,8 @@ syscall_table! {
     436 close_range(first: u32, last: u32, flags: u32) => open::close_range;
     437 openat2(dir: DirFd, path: Path, how: GuestAddr, size: usize) => open::openat2;
     439 faccessat2(dir: DirFd, path: Path, mode: AccessMode, flags: AtFlags) => path::faccessat2;
+    441 epoll_pwait2(epoll: Fd, events: GuestAddr, most: i32, timeout: GuestAddr, mask: GuestAddr, size: usize)
+        => epoll::epoll_pwait2;
     452 fchmodat2(dir: DirFd, path: Path, mode: Mode, flags: AtFlags) => path::fchmodat2;
 }
 

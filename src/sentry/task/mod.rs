@@ -54,6 +54,14 @@ pub(crate) enum AfterCall {
     ReturnFromHandler,
     /// The registers are new (`execve`).
     Replaced,
+    /// The stub thread makes the call for its guest and goes on with its result; if it is interrupted it is to be
+    /// restarted like this.
+    Executed {
+        /// The call's number.
+        nr: u32,
+        /// One of the kernel's restart codes.
+        restart: Errno,
+    },
 }
 
 /// A guest thread: its execution state, and its share of what its process owns. Only the thread of the supervisor

@@ -48,6 +48,7 @@ pub enum SyscallSite {
     FastWait,
     FastWake,
     FastExecute,
+    FastPass,
 }
 
 macro_rules! sites {
@@ -90,6 +91,7 @@ sites! {
     FastWait = systrap_ip_fast_wait,
     FastWake = systrap_ip_fast_wake,
     FastExecute = systrap_ip_fast_execute,
+    FastPass = systrap_ip_fast_pass,
 }
 
 unsafe extern "C" {

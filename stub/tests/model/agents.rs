@@ -12,6 +12,10 @@ pub enum Op {
     Call,
     /// It computes for ever: only an interrupt makes it an event.
     Compute,
+    /// A call that the stub executes for it, and that sleeps on the host kernel for ever: only an interrupt ends it.
+    Block,
+    /// A call that the syshandler passes on, and that sleeps for ever: an interrupt makes it an event, and it is made again.
+    Pass,
 }
 
 /// What a run consists of.
@@ -44,6 +48,13 @@ pub enum Guest {
         event: u32,
         reply: u32,
     },
+    /// Between the reply and the `syscall` of the call that it executes: a signal is not even noticed here.
+    EntersCall,
+    /// Asleep in that call.
+    InCall,
+    /// The same of a call that is passed on.
+    EntersPass,
+    InPass,
     /// A mutant: the look at the flag comes before the publication.
     LookedEarly {
         event: u32,
@@ -69,6 +80,8 @@ pub enum Host {
     },
     /// Has put SLEEP in place of the event.
     Dozes,
+    /// An executed call was interrupted: looks whether anybody asked for that.
+    LooksWhy,
     Fills(u32),
     LookedEarly {
         reply: u32,
@@ -94,6 +107,8 @@ pub struct World {
     pub stopped_by: u32,
     pub executing: bool,
     pub signal_pending: bool,
+    /// A signal was sent; of use to a mutant only.
+    pub kicked: bool,
     pub interrupts_left: u32,
     /// The interrupter has set the word and not woken yet.
     pub wake_due: bool,
@@ -120,28 +135,36 @@ impl World {
             stopped_by: 0,
             executing: false,
             signal_pending: false,
+            kicked: false,
             interrupts_left: script.interrupts,
             wake_due: false,
         }
     }
 
-    /// Nothing is left to do: the guest is past its last call or computes, and no interrupt is pending.
+    /// Nothing is left to do: the guest is past its last call, computes or sleeps for ever, and no interrupt is pending.
     pub fn is_finished(&self, script: &Script) -> bool {
-        script.ops.get(self.op) != Some(&Op::Call)
-            && self.guest == Guest::Runs
-            && self.interrupts_left == 0
-            && self.memory.word(index(Word::Attention)) == 0
+        let rests = match script.ops.get(self.op) {
+            Some(Op::Call) => false,
+            Some(Op::Block) => self.guest == Guest::InCall,
+            Some(Op::Pass) => self.guest == Guest::InPass,
+            Some(Op::Compute) | None => self.guest == Guest::Runs,
+        };
+        rests && self.interrupts_left == 0 && self.memory.word(index(Word::Attention)) == 0
     }
 
     pub fn stub_steps(&self, script: &Script, out: &mut Successors) {
         if self.signal_pending {
-            out.push(Ok(self.take_signal()));
+            out.push(Ok(self.take_signal(script.mutation)));
         }
         match self.guest {
-            Guest::Runs if script.ops.get(self.op) == Some(&Op::Call) => {
+            Guest::Runs if matches!(script.ops.get(self.op), Some(Op::Call | Op::Block)) => {
                 out.push(Ok(self.with(|w| w.begin(wire::TRAPPED, script.mutation))));
             }
-            Guest::Runs => {}
+            Guest::Runs if script.ops.get(self.op) == Some(&Op::Pass) => {
+                out.push(Ok(self.with(|w| w.guest = Guest::EntersPass)));
+            }
+            Guest::EntersPass => out.push(Ok(self.with(|w| w.guest = Guest::InPass))),
+            Guest::Runs | Guest::InPass => {}
             Guest::Fills(event) => out.push(Ok(self.with(|w| {
                 w.memory.store(Side::Stub, PAYLOAD, 100 + w.op as u32);
                 w.guest = Guest::HandsOff(Stub::Publish { event });
@@ -152,6 +175,8 @@ impl World {
                     out.push(Ok(self.with(|w| w.guest = Guest::HandsOff(stub.next(0)))));
                 }
             }
+            Guest::EntersCall => out.push(Ok(self.with(|w| w.guest = Guest::InCall))),
+            Guest::InCall => {}
             Guest::Takes { event, reply } => out.push(self.take_reply(event, reply, script)),
             Guest::LookedEarly { event, peer } => {
                 let mut world = self.clone();
@@ -168,15 +193,19 @@ impl World {
     }
 
     /// The interrupt signal: an event if the guest's own code runs, else it only ends a sleep.
-    fn take_signal(&self) -> Self {
+    fn take_signal(&self, mutation: Mutation) -> Self {
         self.with(|w| {
             w.signal_pending = false;
             match w.guest {
-                Guest::Runs => {
+                Guest::InPass if mutation == Mutation::ExecutedCallIsRestarted => {}
+                Guest::Runs | Guest::InPass => {
                     w.stopped_by = wire::INTERRUPTED;
                     w.guest = Guest::HandsOff(Stub::Publish { event: wire::INTERRUPTED });
                 }
                 Guest::Asleep(stub) => w.guest = Guest::HandsOff(stub.next(0)),
+                Guest::InCall if mutation != Mutation::ExecutedCallIsRestarted => {
+                    w.begin(wire::DONE, mutation);
+                }
                 _ => {}
             }
         })
@@ -250,10 +279,16 @@ impl World {
     fn take_reply(&self, event: u32, reply: u32, script: &Script) -> Result<Self, Violation> {
         let mut world = self.clone();
         match reply {
-            wire::EXECUTE if !self.executing => return Err("the stub does work that nobody asked for"),
+            wire::EXECUTE | wire::EXECUTE_RESUME if !self.executing => {
+                return Err("the stub does work that nobody asked for");
+            }
             wire::EXECUTE => {
                 world.executing = false;
                 world.begin(wire::DONE, script.mutation);
+            }
+            wire::EXECUTE_RESUME => {
+                world.executing = false;
+                world.guest = Guest::EntersCall;
             }
             wire::RESUME if self.stopped_by == wire::TRAPPED => {
                 if self.memory.load(Side::Stub, PAYLOAD) != 200 + self.op as u32 {
@@ -292,8 +327,11 @@ impl World {
                 }
             }
             Host::Decides { event } => {
-                out.push(Ok(self.with(|w| w.host = Host::Fills(wire::RESUME))));
-                if script.execute && event == wire::TRAPPED {
+                // A call that blocks is the stub's, until it was interrupted.
+                let blocks = script.ops.get(self.op) == Some(&Op::Block) && event == wire::TRAPPED;
+                let reply = if blocks { wire::EXECUTE_RESUME } else { wire::RESUME };
+                out.push(Ok(self.with(|w| w.host = Host::Fills(reply))));
+                if !blocks && script.execute && event == wire::TRAPPED {
                     out.push(Ok(self.with(|w| w.host = Host::Fills(wire::EXECUTE))));
                 }
                 let mut world = self.clone();
@@ -304,9 +342,22 @@ impl World {
                     out.push(Ok(world));
                 }
             }
-            Host::Dozes => out.push(Ok(self.with(|w| w.host = Host::Fills(wire::RESUME)))),
+            Host::Dozes => {
+                let blocks = script.ops.get(self.op) == Some(&Op::Block);
+                let reply = if blocks { wire::EXECUTE_RESUME } else { wire::RESUME };
+                out.push(Ok(self.with(|w| w.host = Host::Fills(reply))));
+            }
+            Host::LooksWhy => {
+                if self.memory.is_drained(Side::Supervisor) {
+                    out.push(Ok(self.with(|w| {
+                        let asked = w.memory.word(index(Word::Attention)) != 0;
+                        w.memory.set_word(index(Word::Attention), 0);
+                        w.host = Host::Fills(if asked { wire::RESUME } else { wire::EXECUTE_RESUME });
+                    })));
+                }
+            }
             Host::Fills(reply) => out.push(Ok(self.with(|w| {
-                w.executing = reply == wire::EXECUTE;
+                w.executing = matches!(reply, wire::EXECUTE | wire::EXECUTE_RESUME);
                 w.memory.store(Side::Supervisor, PAYLOAD, 200 + w.op as u32);
                 w.reply(reply, script);
             }))),
@@ -366,8 +417,9 @@ impl World {
                 }
                 world.host = Host::HandsOff(supervisor.next(0));
             }
-            (_, Access::Kick, _) => {
-                world.signal_pending = true;
+            (_, Access::Kick, mutation) => {
+                world.signal_pending |= mutation != Mutation::SupervisorKicksOnce || !world.kicked;
+                world.kicked = mutation == Mutation::SupervisorKicksOnce;
                 world.host = Host::HandsOff(supervisor.next(0));
             }
             _ => match perform(&mut world.memory, Side::Supervisor, access) {
@@ -395,14 +447,14 @@ impl World {
                 if self.memory.load(Side::Supervisor, PAYLOAD) != 100 + self.op as u32 {
                     return Err("the supervisor read a result that is not the work's");
                 }
-                world.host = Host::Decides { event };
+                let blocked = script.ops.get(self.op) == Some(&Op::Block);
+                world.host = if blocked { Host::LooksWhy } else { Host::Decides { event } };
             }
             wire::INTERRUPTED => {
                 world.host = Host::TakesInterrupt;
             }
             _ => return Err("the supervisor read an event that nobody wrote"),
         }
-        let _ = script;
         Ok(world)
     }
 

@@ -33,6 +33,10 @@ pub enum Mutation {
     InterrupterForgetsToWake,
     SupervisorIgnoresAttention,
     SleepReplyTakenForResume,
+    /// The signal finds the executed call and lets it go on, as SA_RESTART would.
+    ExecutedCallIsRestarted,
+    /// An interrupt that is not answered is not repeated.
+    SupervisorKicksOnce,
 }
 
 /// The words of the model: those of the protocol, and one that stands for the arguments in the line.
