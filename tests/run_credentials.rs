@@ -9,7 +9,7 @@ use std::process::Command;
 
 /// A fresh directory that anybody may use, whoever made what was there before.
 fn fresh(directory: &Path) {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::PermissionsExt;
     let _ = std::fs::remove_dir_all(directory);
     std::fs::create_dir(directory).unwrap();
     std::fs::set_permissions(directory, PermissionsExt::from_mode(0o777)).unwrap();

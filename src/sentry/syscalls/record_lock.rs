@@ -63,7 +63,11 @@ pub(super) fn of_process(task: &mut Task, file: &Arc<File>, command: i32, addr: 
         if kind == LockKind::None && !locks.has(identity) {
             return Ok(0);
         }
-        let description = locks.description(file, identity, kind)?;
+        // Whoever the task has become, what it holds open it may lock.
+        let description = match locks.description(file, identity, kind) {
+            Err(Errno::ENOLCK) => task.as_supervisor(|| locks.description(file, identity, kind)),
+            other => other,
+        }?;
         match locks.set(&description, identity, kind, range, pid) {
             Err(Errno::EAGAIN | Errno::EACCES) if command == libc::F_SETLKW => {}
             other => return other.map(|()| 0),
@@ -94,7 +98,11 @@ fn show_obstacle(
         let mut files = task.files();
         let locks = files.locks();
         // To ask takes no access mode; a description that bears any lock will do.
-        (locks.owner, locks.description(file, identity, LockKind::None)?)
+        let description = match locks.description(file, identity, LockKind::None) {
+            Err(Errno::ENOLCK) => task.as_supervisor(|| locks.description(file, identity, LockKind::None)),
+            other => other,
+        }?;
+        (locks.owner, description)
     };
     if let Some(found) = task.kernel().record_locks.obstacle(owner, identity, range, kind) {
         lock.kind = found.kind.raw();
