@@ -14,10 +14,10 @@ const LAST: u32 = 470;
 fn every_call_number_and_what_becomes_of_it() {
     let mut text = String::new();
     for (nr, name, support) in call_support().filter(|(nr, ..)| *nr <= LAST) {
-        let Some(name) = name else {
-            assert_eq!(support, Support::Missing, "{nr} has no name");
-            continue;
-        };
+        if name.is_none() && support == Support::Missing {
+            continue; // the kernel has no such call
+        }
+        let name = name.unwrap_or("(newer)");
         let _ = match support {
             Support::Refused { errno, why } => writeln!(text, "{nr:3} {name}: {errno:?}, {why}"),
             Support::Implemented => writeln!(text, "{nr:3} {name}"),
