@@ -9,6 +9,8 @@
 #![deny(unsafe_code)]
 
 mod abi;
+mod attributes;
+mod credentials;
 mod errno;
 mod exec;
 mod fd_table;
@@ -25,6 +27,7 @@ mod observe;
 mod pidfd;
 mod process;
 mod procfs;
+mod record_locks;
 mod run;
 mod signalfd;
 mod signals;
@@ -36,4 +39,5 @@ pub use errno::Errno;
 pub use loader::LoadError;
 pub use observe::CallCounts;
 pub use run::{Guest, Outcome, RunError};
+pub use syscalls::{Support, call_support};
 pub use task::ExitStatus;

@@ -16,9 +16,11 @@ pub(crate) use terminals::Link;
 pub(crate) use tree::{Child, Life, Node, Tree};
 pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
 
+use super::credentials::Credentials;
 use super::futex::FutexTable;
 use super::observe::{Counts, TraceOutput};
 use super::process::lock;
+use super::record_locks::RecordLocks;
 use super::signalfd::SignalFiles;
 use super::task::ExitStatus;
 use super::timers::Timers;
@@ -33,6 +35,8 @@ pub(crate) struct Kernel {
     pub(crate) xfeatures: u64,
     /// The process that [`Guest`](super::Guest) started.
     pub(crate) first_pid: i32,
+    /// Who the supervisor is: what the first task starts with.
+    pub(crate) supervisor: Arc<Credentials>,
     tree: Mutex<Tree>,
     pub(crate) workers: Workers,
     pub(crate) futexes: FutexTable,
@@ -40,6 +44,7 @@ pub(crate) struct Kernel {
     pub(crate) signal_files: SignalFiles,
     /// Held while a terminal becomes a session's or is being given up.
     keeper_gate: Mutex<()>,
+    pub(crate) record_locks: Arc<RecordLocks>,
     pub(crate) counts: Mutex<Counts>,
     pub(crate) trace: Option<Arc<TraceOutput>>,
     end: Mutex<End>,
@@ -63,12 +68,14 @@ impl Kernel {
             platform,
             xfeatures: super::host::enabled_xfeatures(),
             first_pid,
+            supervisor: Arc::new(Credentials::of_supervisor()),
             tree: Mutex::new(Tree::new(first_pid)),
             workers: Workers::default(),
             futexes: FutexTable::default(),
             timers: Timers::default(),
             signal_files: SignalFiles::default(),
             keeper_gate: Mutex::default(),
+            record_locks: Arc::default(),
             counts: Mutex::default(),
             trace,
             end: Mutex::default(),

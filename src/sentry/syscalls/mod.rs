@@ -4,9 +4,12 @@
 //! decoding for the handler and the text of `--trace`; an argument that points to input is read from the guest once.
 
 pub(crate) mod args;
+mod barrier;
 mod clone;
+mod credentials;
 mod descriptor;
 mod epoll;
+mod file_limit;
 mod futex;
 mod identity;
 mod ioctl;
@@ -14,25 +17,33 @@ mod kill;
 mod locate;
 mod memory;
 mod names;
+mod numa;
 mod open;
 mod path;
 mod pidfd;
 mod poll;
+mod prctl;
 mod process;
 mod read_write;
+mod record_lock;
+mod refused;
+mod scheduling;
 mod signal;
 mod signalfd;
 mod stat;
+mod support;
 mod system;
 mod table;
 mod terminal;
 mod time;
 mod timer;
 mod transfer;
+mod usage;
 mod wait;
 mod xattr;
 
 pub(crate) use epoll::Epoll;
+pub use support::{Support, call_support};
 
 use super::errno::Errno;
 use super::task::{AfterCall, Task};
@@ -75,8 +86,13 @@ pub(crate) fn dispatch(task: &mut Task, call: &Syscall) -> SysResult {
             if let Some(tracer) = &mut task.observer.tracer {
                 tracer.unknown(&name, &call.args);
             }
-            task.observer.counts.record_unimplemented(&name);
-            Err(Errno::ENOSYS)
+            match refused::lookup(call.nr) {
+                Some(refusal) if call.arch == Arch::X86_64 => Err(refusal.errno),
+                _ => {
+                    task.observer.counts.record_unimplemented(&name);
+                    Err(Errno::ENOSYS)
+                }
+            }
         }
     }
 }
