@@ -4,9 +4,10 @@
 
 use std::time::Instant;
 
-use iced_x86::code_asm::{CodeAssembler, eax};
+use iced_x86::code_asm::{CodeAssembler, eax, edi, edx, esi, r12, r12d};
 use systrap::{
-    AddressSpace, Context, Entry, Event, GuestAddr, Options, PAGE_SIZE, Patching, Protection, Systrap,
+    AddressSpace, Context, Entry, Event, GuestAddr, Options, PAGE_SIZE, PassedCalls, Patching, Protection,
+    Systrap,
 };
 
 const CODE: GuestAddr = GuestAddr::new(0x40_0000);
@@ -93,7 +94,10 @@ fn native_wake() -> f64 {
 
 fn mappings(patching: Patching, native: f64) {
     let mut guest = Guest::new(patching);
-    row("null call", best(|| drop(guest.call())), native);
+    let null = best(|| {
+        guest.call();
+    });
+    row("null call", null, native);
     let prot = Protection::READ_WRITE;
     let pair = best(|| {
         guest.space.map_anonymous(AREA, LEN, prot).expect("mapped");
@@ -132,6 +136,88 @@ fn futexes(patching: Patching, native: f64) {
     row("futex wake: by the stub thread, on return", wake, native);
 }
 
+/// A guest that makes [`PASSED`] futex calls itself for each call that its supervisor sees.
+fn passed(native: f64) {
+    const PASSED: u32 = 200;
+    let platform = Systrap::new(Options::new().patching(Patching::Lazy)).expect("a platform");
+    let space = platform.new_address_space().expect("an address space");
+    let mut a = CodeAssembler::new(64).expect("64-bit code");
+    let (mut again, mut inner) = (a.create_label(), a.create_label());
+    (|| {
+        (0..64).try_for_each(|_| a.nop())?;
+        a.set_label(&mut again)?;
+        a.mov(r12d, PASSED)?;
+        a.set_label(&mut inner)?;
+        a.mov(edi, CODE.raw() as u32)?;
+        a.mov(esi, (libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG) as u32)?;
+        a.mov(edx, 1)?;
+        a.mov(eax, libc::SYS_futex as u32)?;
+        a.syscall()?;
+        a.dec(r12)?;
+        a.jnz(inner)?;
+        a.mov(eax, 1000)?;
+        a.syscall()?;
+        a.jmp(again)
+    })()
+    .expect("valid instructions");
+    let code = a.assemble(CODE.raw()).expect("encodable");
+    space.map_anonymous(CODE, PAGE_SIZE, Protection::READ_WRITE).expect("memory");
+    space.write(CODE, &code).expect("writable");
+    space.protect(CODE, PAGE_SIZE, Protection::READ_EXECUTE).expect("a mapping");
+    let mut context = platform.new_context().expect("a context");
+    context.registers_mut().rip = CODE.raw();
+    let mut guest = Guest { space, context };
+    (0..3 * PASSED).for_each(|_| {
+        guest.context.switch(&guest.space).expect("a switch");
+    });
+    guest.context.pass_in_stub(PassedCalls::ALL);
+    let turn = best(|| {
+        guest.call();
+    });
+    row("futex wake: passed on by the syshandler", turn / f64::from(PASSED), native);
+}
+
+/// Copies of `len` bytes in and out.
+fn copies(patching: Patching, len: usize) {
+    let mut guest = Guest::new(patching);
+    guest.space.map_anonymous(AREA, PAGE_SIZE, Protection::READ_WRITE).expect("memory");
+    let mut bytes = vec![1; len];
+    guest.space.write(AREA, &bytes).expect("writable");
+    let null = best(|| {
+        guest.context.set_return(0);
+        guest.call();
+    });
+    let print =
+        |what: &str, ns: f64| println!("  {len:>4} bytes: {what:<46} {ns:>7.0} ns   null call {null:.0} ns");
+    let ns = best(|| {
+        guest.space.read(AREA, &mut bytes).expect("readable");
+        guest.call();
+    });
+    print("read by process_vm_readv, then the call", ns);
+    let ns = best(|| {
+        guest.context.read_small(&guest.space, AREA, &mut bytes).expect("readable");
+        guest.call();
+    });
+    print("read by the stub thread, then the call", ns);
+    let ns = best(|| {
+        guest.space.write(AREA, &bytes).expect("writable");
+        guest.context.set_return(0);
+        guest.call();
+    });
+    print("write by process_vm_writev, then the call", ns);
+    let ns = best(|| {
+        guest.context.write_small(&guest.space, AREA, &bytes).expect("writable");
+        guest.context.set_return(0);
+        guest.call();
+    });
+    print("write by the stub thread, then the call", ns);
+    let ns = best(|| {
+        assert!(guest.context.set_return_with(0, AREA, &bytes));
+        guest.call();
+    });
+    print("write with the result of the call", ns);
+}
+
 fn main() {
     let (pair, wake) = (native_pair(), native_wake());
     println!("minima of {BATCHES} batches of {BATCH}; the area has {} pages", LEN / PAGE_SIZE);
@@ -141,5 +227,12 @@ fn main() {
         mappings(patching, pair);
         println!("{name}, against the futex call:");
         futexes(patching, wake);
+        if patching == Patching::Lazy {
+            passed(wake);
+        }
+        println!("{name}, copies:");
+        for len in [16, 64, 144, 256] {
+            copies(patching, len);
+        }
     }
 }

@@ -79,7 +79,7 @@ impl SpaceInner {
         if copied == wanted { Ok(()) } else { Err(CopyError { copied }) }
     }
 
-    fn write_memory(&self, addr: GuestAddr, buf: &[u8]) -> Result<(), CopyError> {
+    pub(crate) fn write_memory(&self, addr: GuestAddr, buf: &[u8]) -> Result<(), CopyError> {
         let reachable = reachable(addr, buf.len());
         let mut copied = 0;
         while copied < reachable {
@@ -192,7 +192,7 @@ impl SpaceInner {
 }
 
 /// How many of `len` bytes at `addr` lie below the stub.
-fn reachable(addr: GuestAddr, len: usize) -> usize {
+pub(crate) fn reachable(addr: GuestAddr, len: usize) -> usize {
     let room = MAX_USER_ADDRESS.saturating_sub(addr.raw());
     usize::try_from(room).unwrap_or(usize::MAX).min(len)
 }

@@ -105,7 +105,7 @@ fn the_end_of_the_run_is_the_end_of_every_process() {
             // Where the run goes on as long as anybody is there, a shell's Ctrl-C and then SIGKILL end it.
             let start = Instant::now();
             while guest.0.try_wait().expect("a child").is_none() {
-                if start.elapsed() > Duration::from_secs(3) {
+                if start.elapsed() > Duration::from_secs(1) {
                     guest.0.kill().expect("it is there");
                 }
                 std::thread::sleep(Duration::from_millis(5));
@@ -162,7 +162,7 @@ fn a_killed_supervisor_leaves_nobody() {
             let start = Instant::now();
             while guest.0.try_wait().expect("a child").is_none() {
                 // The guest's first process may ignore what is not SIGKILL, or end alone.
-                if start.elapsed() > Duration::from_secs(3) {
+                if start.elapsed() > Duration::from_secs(1) {
                     guest.0.kill().expect("it is there");
                 }
                 std::thread::sleep(Duration::from_millis(5));

@@ -36,7 +36,7 @@ impl PassedCalls {
             libc::FUTEX_CMP_REQUEUE,
             libc::FUTEX_WAKE_OP,
         ]);
-        u32::from(self.futex_waits) * waits | u32::from(self.futex_wakes) * wakes
+        (u32::from(self.futex_waits) * waits) | (u32::from(self.futex_wakes) * wakes)
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) enum Executing {
     Brief,
     /// A call that may block.
     Wait,
+    /// No call: bytes for the guest. `nr` is their number, the arguments are the result and the address.
+    Copy,
 }
 
 impl Executing {
@@ -37,6 +39,7 @@ impl Executing {
             Self::Nothing => None,
             Self::Change => Some(wire::EXECUTE_RESUME_IF_DONE),
             Self::Brief | Self::Wait => Some(wire::EXECUTE_RESUME),
+            Self::Copy => Some(wire::COPY_RESUME),
         }
     }
 }
@@ -54,11 +57,16 @@ pub enum Executed {
         /// The host's errno.
         errno: i32,
     },
+    /// The bytes of [`Context::set_return_with`] could not all be written. The result is `-EFAULT` unless another is set.
+    CopyFailed {
+        /// How many were.
+        copied: usize,
+    },
 }
 
 impl Context {
     /// After [`Event::Interrupted`]: whether it ended a call that the stub thread was making for its guest
-    /// ([`Context::execute_futex`], [`MemoryOnReturn`](crate::MemoryOnReturn)), and how. `None` after every other event.
+    /// ([`Context::execute_futex`], [`MemoryOnReturn`](crate::MemoryOnReturn), [`Context::set_return_with`]), and how. `None` after every other event.
     ///
     /// The call then is as good as reported by [`Event::Syscall`]: the guest's state is that behind the `syscall`, and the
     /// next switch returns the result that [`Context::set_return`] sets. To restart the call, move `rip` back by two and
@@ -146,6 +154,7 @@ impl Context {
         let result = match std::mem::take(&mut self.executing) {
             Executing::Nothing => return Ok(false),
             Executing::Wait => -i64::from(libc::EINTR),
+            Executing::Copy => return Ok(self.copy_at_once(call)),
             Executing::Change | Executing::Brief => self.execute(call)?,
         };
         // A call that does not wait is never interrupted: no result of it is the supervisor's business but an error.
@@ -171,6 +180,16 @@ impl Context {
             home.stop = Stop::Spilled;
         }
         let result = home.thread.sysmsg().line.args[0].load(Ordering::Relaxed) as i64;
+        if kind == Executing::Copy {
+            return match usize::try_from(self.host_call.nr - result.clamp(0, self.host_call.nr)) {
+                Ok(copied) if result > 0 => {
+                    self.attention.set_may_be_in_trampoline(false);
+                    self.copy_failed(copied);
+                    Ok(Settled::Event(Event::Interrupted))
+                }
+                _ => Err(self.corrupt("a copy came back that did not fail")),
+            };
+        }
         if errno_of(result).is_none() {
             return Err(self.corrupt("a host call came back that did not fail"));
         }

@@ -1,6 +1,7 @@
 //! The execution state of one guest thread, and how it is run.
 
 mod answers;
+mod copy;
 mod execute;
 mod handoff;
 mod interrupt;
@@ -107,6 +108,9 @@ impl Context {
     /// Without it a call returns `-ENOSYS`. After an event that was no call it has no effect.
     pub fn set_return(&mut self, value: i64) {
         self.result = value;
+        if self.executing == Executing::Copy {
+            self.host_call.args[0] = value as u64;
+        }
         if self.pulled && self.in_call() {
             self.full.regs.rax = value as u64;
         }

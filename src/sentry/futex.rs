@@ -1,4 +1,5 @@
-//! Futexes: who waits on which word (kernel/futex/).
+//! Futexes that are not private: who waits on which word (kernel/futex/). Private ones are the host kernel's, which
+//! stub threads call for their guests.
 //!
 //! A waiter enters the queue first and looks at the word afterwards; whoever wakes has changed the word before. So
 //! either the waiter sees the change or the waker sees the waiter, and no lock is held over a copy from the guest.
@@ -18,8 +19,6 @@ use std::time::Instant;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
     /// A word of memory that one address space has for itself.
-    Private { mm: usize, addr: u64 },
-    /// The same, for operations without `FUTEX_PRIVATE_FLAG`: the kernel keeps the two apart.
     Own { mm: usize, addr: u64 },
     /// A word of a shared mapping: device, inode and offset.
     Shared { device: u64, inode: u64, offset: u64 },
@@ -133,19 +132,21 @@ impl FutexTable {
 }
 
 impl Task {
-    /// The futex of a word; `private`: the caller promises that nobody else shares it.
-    pub(crate) fn futex_key(&self, addr: GuestAddr, private: bool) -> Result<Key, Errno> {
+    /// The futex of a word.
+    pub(crate) fn futex_key(&self, addr: GuestAddr) -> Result<Key, Errno> {
         if !addr.raw().is_multiple_of(4) {
             return Err(Errno::EINVAL);
         }
         let mm = Arc::as_ptr(&self.mm).addr();
-        if private {
-            return Ok(Key::Private { mm, addr: addr.raw() });
-        }
         match self.mm.shared_word(addr) {
             Some((device, inode, offset)) => Ok(Key::Shared { device, inode, offset }),
             None => Ok(Key::Own { mm, addr: addr.raw() }),
         }
+    }
+
+    /// A shared word has to be there; another only within the user's range.
+    pub(crate) fn check_futex_word(&self, addr: GuestAddr) -> Result<(), Errno> {
+        if addr.raw() < self.kernel().platform.max_user_address().raw() { Ok(()) } else { Err(Errno::EFAULT) }
     }
 
     /// Sleeps while the word is `expected`.
@@ -212,7 +213,7 @@ impl Task {
 
     /// Wakes waiters on a word as the kernel does when a thread ends: without `FUTEX_PRIVATE_FLAG`.
     pub(crate) fn wake_shared(&self, addr: GuestAddr, most: usize) {
-        if let Ok(key) = self.futex_key(addr, false) {
+        if let Ok(key) = self.futex_key(addr) {
             self.kernel().futexes.wake(key, most, u32::MAX);
         }
     }

@@ -9,6 +9,8 @@
 #![deny(unsafe_code)]
 
 mod abi;
+mod attributes;
+mod credentials;
 mod errno;
 mod exec;
 mod fd_table;
@@ -23,16 +25,21 @@ mod loader;
 mod memory;
 mod observe;
 mod passed_files;
+mod pidfd;
 mod process;
 mod procfs;
+mod record_locks;
 mod run;
+mod signalfd;
 mod signals;
 mod socket;
 mod syscalls;
 mod task;
+mod timers;
 
 pub use errno::Errno;
 pub use loader::LoadError;
 pub use observe::CallCounts;
 pub use run::{Guest, Outcome, RunError};
+pub use syscalls::{Support, call_support};
 pub use task::ExitStatus;

@@ -1,11 +1,18 @@
 //! A guest process: what its threads share.
 
+use super::abi::Rlimit;
+use super::attributes::ProcessAttributes;
+use super::credentials::Credentials;
+use super::errno::Errno;
+use super::file::File;
+use super::host;
 use super::kernel::Kernel;
-use super::kernel::tree::Usage;
-use super::limits::Limits;
-use super::loader::Image;
+use super::limits::{CurrentLimits, Limits};
+use super::loader::{Image, Program};
+use super::pidfd::PidFiles;
 use super::signals::{Actions, Pending};
 use super::task::{ExitStatus, TaskHandle};
+use super::timers::{ProcessClock, ProcessTimers};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +21,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Clone)]
 pub(crate) struct ProgramInfo {
     pub(crate) executable: PathBuf,
+    /// The executable itself: `/proc/PID/exe` leads to it even when its path does not any more.
+    pub(crate) file: Arc<File>,
     pub(crate) image: Image,
+}
+
+impl ProgramInfo {
+    pub(crate) fn new(program: &Program, image: Image) -> Self {
+        Self { executable: program.executable().to_owned(), file: program.executable_file(), image }
+    }
 }
 
 /// A thread group. Each part has its own lock, see ARCHITECTURE.md for their order; none is held across a host call
@@ -28,16 +43,28 @@ pub(crate) struct Process {
     /// Shared with another process only by `clone(CLONE_SIGHAND)` without `CLONE_THREAD`.
     actions: Arc<Mutex<Actions>>,
     limits: Mutex<Limits>,
+    current_limits: CurrentLimits,
     program: Mutex<ProgramInfo>,
     threads: Mutex<Vec<Arc<TaskHandle>>>,
     /// How the process ends, once that is decided.
     ending: Mutex<Option<ExitStatus>>,
     /// A stop signal took effect and no SIGCONT has come since.
     stopped: AtomicBool,
-    /// What its threads that have ended, and programs that it ran before, have used.
-    used: Mutex<Usage>,
-    /// The stub process, for diagnosis and so that the guest cannot mean it by a process id.
-    stub_pid: AtomicI32,
+    /// The name of its first thread, which outlives it in a zombie.
+    name: Mutex<[u8; 16]>,
+    /// When it was made, in nanoseconds since the host started.
+    pub(crate) started_ns: u64,
+    oom_score_adj: AtomicI32,
+    /// How far an unprivileged process may lower it.
+    oom_score_adj_min: AtomicI32,
+    /// The processor time that it has used, and the stub process that runs its code.
+    pub(crate) clock: Mutex<ProcessClock>,
+    timers: Mutex<ProcessTimers>,
+    /// The open pidfds that stand for it.
+    pub(crate) pid_files: Mutex<PidFiles>,
+    attributes: Mutex<ProcessAttributes>,
+    /// Who its first thread is, or was: what others may do to the process, and what its parent is told.
+    credentials: Mutex<Arc<Credentials>>,
 }
 
 impl Process {
@@ -47,19 +74,28 @@ impl Process {
         actions: Arc<Mutex<Actions>>,
         limits: Limits,
         program: ProgramInfo,
+        credentials: Arc<Credentials>,
     ) -> Self {
         Self {
             kernel,
             pid,
             pending: Mutex::default(),
             actions,
+            current_limits: CurrentLimits::new(&limits),
             limits: Mutex::new(limits),
             program: Mutex::new(program),
             threads: Mutex::default(),
             ending: Mutex::new(None),
             stopped: AtomicBool::new(false),
-            used: Mutex::default(),
-            stub_pid: AtomicI32::new(0),
+            name: Mutex::default(),
+            started_ns: host::boot_time_ns(),
+            oom_score_adj: AtomicI32::new(0),
+            oom_score_adj_min: AtomicI32::new(0),
+            clock: Mutex::default(),
+            timers: Mutex::default(),
+            pid_files: Mutex::default(),
+            attributes: Mutex::default(),
+            credentials: Mutex::new(credentials),
         }
     }
 
@@ -79,6 +115,27 @@ impl Process {
 
     pub(crate) fn limits(&self) -> MutexGuard<'_, Limits> {
         lock(&self.limits)
+    }
+
+    /// Soft limits without the lock.
+    pub(crate) fn current_limits(&self) -> &CurrentLimits {
+        &self.current_limits
+    }
+
+    /// Changes a limit; returns the old one.
+    pub(crate) fn change_limit(
+        &self,
+        which: u32,
+        new: Option<Rlimit>,
+        privileged: bool,
+    ) -> Result<Rlimit, Errno> {
+        let mut limits = self.limits();
+        let old = limits.get(which)?;
+        if let Some(new) = new {
+            limits.set(which, new, privileged)?;
+            self.current_limits.update(&limits);
+        }
+        Ok(old)
     }
 
     pub(crate) fn program(&self) -> MutexGuard<'_, ProgramInfo> {
@@ -123,19 +180,62 @@ impl Process {
         }
     }
 
-    /// Adds to what the process has used, and returns the sum.
-    pub(crate) fn add_usage(&self, more: Usage) -> Usage {
-        let mut used = lock(&self.used);
-        *used = used.plus(more);
-        *used
+    /// Its timers.
+    pub(crate) fn timers(&self) -> MutexGuard<'_, ProcessTimers> {
+        lock(&self.timers)
     }
 
-    pub(crate) fn stub_pid(&self) -> i32 {
-        self.stub_pid.load(Ordering::Relaxed)
+    /// What is only recorded of the process.
+    pub(crate) fn attributes(&self) -> MutexGuard<'_, ProcessAttributes> {
+        lock(&self.attributes)
     }
 
-    pub(crate) fn set_stub_pid(&self, pid: i32) {
-        self.stub_pid.store(pid, Ordering::Relaxed);
+    pub(crate) fn credentials(&self) -> Arc<Credentials> {
+        Arc::clone(&lock(&self.credentials))
+    }
+
+    /// Only for its first thread.
+    pub(crate) fn store_credentials(&self, credentials: Arc<Credentials>) {
+        *lock(&self.credentials) = credentials;
+    }
+
+    pub(crate) fn name(&self) -> [u8; 16] {
+        *lock(&self.name)
+    }
+
+    pub(crate) fn remember_name(&self, name: [u8; 16]) {
+        *lock(&self.name) = name;
+    }
+
+    /// `/proc/PID/oom_score_adj`.
+    pub(crate) fn oom_score_adj(&self) -> i32 {
+        self.oom_score_adj.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_oom_score_adj(&self, value: i32) {
+        self.oom_score_adj.store(value, Ordering::Relaxed);
+    }
+
+    pub(crate) fn oom_score_adj_min(&self) -> i32 {
+        self.oom_score_adj_min.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_oom_score_adj_min(&self, value: i32) {
+        self.oom_score_adj_min.store(value, Ordering::Relaxed);
+    }
+
+    /// A child starts with its parent's adjustment.
+    pub(crate) fn copy_oom_score_adj(&self, parent: &Process) {
+        self.set_oom_score_adj(parent.oom_score_adj());
+        self.set_oom_score_adj_min(parent.oom_score_adj_min());
+    }
+
+    /// The first process starts with the supervisor's.
+    pub(crate) fn inherit_oom_score_adj(&self) {
+        let text = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+        let value = text.trim().parse().unwrap_or(0);
+        self.set_oom_score_adj(value);
+        self.set_oom_score_adj_min(value.min(0));
     }
 
     /// Wakes the threads that wait for what has changed about the process's children.

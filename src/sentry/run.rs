@@ -1,5 +1,7 @@
 //! Running a guest from its first instruction to its end.
 
+use super::attributes::TaskAttributes;
+use super::credentials::Credentials;
 use super::errno::Errno;
 use super::exec::{self, StartError, Started};
 use super::fd_table::FdTable;
@@ -15,7 +17,7 @@ use super::signals::deliver::ReturningCall;
 use super::signals::{Actions, Incoming, SignalSet, TaskSignals};
 use super::syscalls;
 use super::task::{AfterCall, ExitStatus, Task, TaskHandle, TaskParts};
-use crate::{Error, Event, Options, Stats, SwitchError, Syscall, Systrap};
+use crate::{Error, Event, Executed, Options, Stats, SwitchError, Syscall, Systrap};
 use std::ffi::CString;
 use std::io::Write;
 use std::os::fd::AsFd as _;
@@ -126,9 +128,10 @@ impl Guest {
     pub fn run(self) -> Result<Outcome, RunError> {
         let setup = |what| move |errno| RunError::Setup { what, errno };
         let inherited = host::inheritable_descriptors();
-        limits::raise_host_descriptor_limit();
+        let process_limits = Limits::inherited();
+        limits::raise_host_limits();
         let cwd = exec::working_directory().map_err(setup("working directory"))?;
-        let program = Program::open(cwd.as_fd(), &self.path, self.argv, self.envp)?;
+        let mut program = Program::open(cwd.as_fd(), &self.path, self.argv, self.envp)?;
         // Signals are blocked before any thread is made.
         let incoming = Incoming::block();
         host::ignore_signals_of_files();
@@ -136,7 +139,7 @@ impl Guest {
 
         let started_at = Instant::now();
         let platform = Systrap::new(self.options)?;
-        let process_limits = Limits::inherited();
+        program.set_owner(Credentials::of_supervisor().owner(false));
         let started =
             exec::start(&platform, &program, process_limits.stack()).map_err(|error| match error {
                 StartError::Load(error) => RunError::Load(error),
@@ -151,7 +154,7 @@ impl Guest {
         let trace = self.trace.map(|writer| Arc::new(TraceOutput::new(writer, first_pid)));
         let kernel = Arc::new(Kernel::new(platform.clone(), first_pid, trace));
         incoming.start(&kernel).map_err(|error| setup("signal thread")(error.into()))?;
-        let fs = FsContext { cwd: Arc::new(cwd), umask };
+        let fs = FsContext { cwd: Arc::new(cwd), proc_directory: None, umask };
         first_task(&kernel, &program, started, process_limits, files, fs, incoming.ignored()).run_to_end();
         let status = kernel.wait_until_gone()?;
         let counts = std::mem::take(&mut *lock(&kernel.counts));
@@ -170,21 +173,40 @@ fn first_task(
     program: &Program,
     started: Started,
     limits: Limits,
-    files: FdTable,
+    mut files: FdTable,
     fs: FsContext,
     ignored: SignalSet,
 ) -> Task {
-    let info = ProgramInfo { executable: program.executable().to_owned(), image: started.image };
+    files.record_locks_in(&kernel.record_locks);
+    let info = ProgramInfo::new(program, started.image);
     let actions = Arc::new(Mutex::new(Actions::new(ignored)));
     let pid = kernel.first_pid;
-    let process = Arc::new(Process::new(Arc::clone(kernel), pid, actions, limits, info));
+    let process = Arc::new(Process::new(
+        Arc::clone(kernel),
+        pid,
+        actions,
+        limits,
+        info,
+        Arc::clone(&kernel.supervisor),
+    ));
     process.set_stub_pid(started.mm.space().pid());
-    let handle = Arc::new(TaskHandle::new(pid, Arc::clone(&process), SignalSet::default(), [0; 16]));
+    process.sample_if_limited();
+    let handle = Arc::new(TaskHandle::new(
+        pid,
+        Arc::clone(&process),
+        SignalSet::default(),
+        [0; 16],
+        Arc::clone(&kernel.supervisor),
+        TaskAttributes::of_supervisor(),
+    ));
     handle.set_name(program.command_name());
+    handle.process.inherit_oom_score_adj();
     {
         let id = |result: Result<usize, Errno>| result.map_or(pid, |id| id as i32);
         let mut tree = kernel.tree();
-        tree.add_first(process, id(host::getpgid(0)), id(host::getsid(0)));
+        let (group, session) = (id(host::getpgid(0)), id(host::getsid(0)));
+        tree.add_first(process, group, session);
+        tree.inherit_terminal(session, group);
         tree.add_thread(&handle);
     }
     let mut task = Task::new(TaskParts {
@@ -217,11 +239,7 @@ impl Task {
             match self.context.switch(mm.space())? {
                 Event::Syscall(call) => self.serve(&call)?,
                 Event::Signal(signal) => self.fault(&signal)?,
-                Event::Interrupted => {
-                    if self.handle.attention.is_raised() {
-                        self.deliver_signals(None)?;
-                    }
-                }
+                Event::Interrupted => self.interrupted()?,
             }
             if self.exit.is_some() {
                 return Ok(self.exit);
@@ -233,9 +251,24 @@ impl Task {
         }
     }
 
+    /// The guest was interrupted, maybe in a call that its stub thread made for it.
+    fn interrupted(&mut self) -> Result<(), SwitchError> {
+        let call = match (self.context.executed(), self.after_call) {
+            (Some(Executed::Interrupted), AfterCall::Executed { nr, restart }) => {
+                Some(ReturningCall { nr, result: restart.as_return() })
+            }
+            _ => None,
+        };
+        if call.is_some() || self.handle.attention.is_raised() {
+            self.deliver_signals(call)?;
+        }
+        Ok(())
+    }
+
     /// Makes one call and sets what the guest goes on with.
     fn serve(&mut self, call: &Syscall) -> Result<(), SwitchError> {
         self.observer.counts.record(call);
+        self.after_call = AfterCall::Return;
         let outcome = syscalls::dispatch(self, call);
         let result = outcome.unwrap_or_else(Errno::as_return);
         if self.exit.is_some() {
@@ -254,8 +287,8 @@ impl Task {
                 self.after_call = AfterCall::Return;
                 self.return_from_handler()
             }
-            // A new program: signals wait until it runs.
-            AfterCall::Replaced => Ok(()),
+            // A new program: signals wait until it runs. What the stub executes may be interrupted by then.
+            AfterCall::Replaced | AfterCall::Executed { .. } => Ok(()),
         }
     }
 }

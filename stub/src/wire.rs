@@ -51,9 +51,10 @@ pub const SPILL: u32 = REPLY | 2;
 pub const EXECUTE: u32 = REPLY | 3;
 /// Reply: run the host call `nr(args)` and run the guest with its result; but if that is `-EINTR`, [`DONE`].
 pub const EXECUTE_RESUME: u32 = REPLY | 4;
-/// Reply: copy `args[1]` bytes at guest address `args[0]` to the payload, then [`DONE`] with the bytes left over.
+/// Reply: copy `args[1]` bytes at guest address `args[0]` to the payload, then [`DONE`] with the bytes left over; in
+/// the syshandler [`PATCHED`] once more.
 pub const COPY_FROM_GUEST: u32 = REPLY | 5;
-/// Reply: copy `args[1]` bytes of the payload to guest address `args[0]`, then [`DONE`] with the bytes left over.
+/// Reply: copy `args[1]` bytes of the payload to guest address `args[0]`; else as [`COPY_FROM_GUEST`].
 pub const COPY_TO_GUEST: u32 = REPLY | 6;
 /// Reply: end this stub thread.
 pub const EXIT: u32 = REPLY | 7;
@@ -64,6 +65,9 @@ pub const SLEEP: u32 = REPLY | 8;
 pub const STORE_WORD: u32 = REPLY | 9;
 /// Reply: as [`EXECUTE_RESUME`], but [`DONE`] after any error.
 pub const EXECUTE_RESUME_IF_DONE: u32 = REPLY | 10;
+/// Reply: copy `nr` bytes of the payload to guest address `args[1]` and run the guest with the result `args[0]`; but if the
+/// copy faults, [`DONE`] with the bytes left over, as after a failed [`EXECUTE_RESUME`].
+pub const COPY_RESUME: u32 = REPLY | 11;
 
 /// An event, once its raw value has been checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -225,6 +225,7 @@ fn values(access: Access) -> Vec<u32> {
             wire::COPY_FROM_GUEST,
             wire::COPY_TO_GUEST,
             wire::STORE_WORD,
+            wire::COPY_RESUME,
             wire::SLEEP,
             wire::EXIT,
             0x1234_5678,
@@ -255,6 +256,7 @@ fn check_reply(mut cpu: Cpu, reply: u32) {
             {
                 return;
             }
+            (wire::COPY_RESUME, Effect::Elsewhere(addr)) if addr == arg0 + 8 => return,
             (wire::EXIT, Effect::Call { nr: 60, arg0: 0 }) => return,
             (_, Effect::Call { nr: 231, .. }) if wire_value_is_unknown(reply) => return,
             (_, Effect::None) => cpu.step(0),
@@ -273,6 +275,7 @@ fn wire_value_is_unknown(reply: u32) -> bool {
         wire::EXECUTE_RESUME_IF_DONE,
         wire::COPY_FROM_GUEST,
         wire::COPY_TO_GUEST,
+        wire::COPY_RESUME,
         wire::EXIT,
     ]
     .contains(&reply)

@@ -3,6 +3,7 @@
 use crate::cli::RunArguments;
 use crate::find;
 use crate::report::Figures;
+use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::Write;
@@ -24,18 +25,14 @@ pub fn complain(text: &str) {
     let _ = writeln!(std::io::stderr(), "systrap: {text}");
 }
 
-/// Runs the program and returns what the command ends with.
+/// Runs the program and ends as it did; returns only if it could not be run.
 pub fn run(arguments: RunArguments) -> ExitCode {
-    match try_run(arguments) {
-        Ok(code) => ExitCode::from(code),
-        Err((code, text)) => {
-            complain(&text);
-            ExitCode::from(code)
-        }
-    }
+    let Err((code, text)) = try_run(arguments);
+    complain(&text);
+    ExitCode::from(code)
 }
 
-fn try_run(arguments: RunArguments) -> Result<u8, (u8, String)> {
+fn try_run(arguments: RunArguments) -> Result<Infallible, (u8, String)> {
     let own = |text: String| (OWN_FAILURE, text);
     let name = arguments.program.first().cloned().unwrap_or_default();
     let path =
@@ -69,7 +66,7 @@ fn try_run(arguments: RunArguments) -> Result<u8, (u8, String)> {
     if arguments.stats {
         let _ = std::io::stderr().write_all(figures.table().as_bytes());
     }
-    Ok(u8::try_from(outcome.status.code()).unwrap_or(OWN_FAILURE))
+    outcome.status.end_this_process()
 }
 
 fn show(name: &OsStr) -> String {

@@ -98,40 +98,32 @@ host_calls! {
     // Time.
     clock_gettime(clock: i32, time: &mut [u8; 16]) = SYS_clock_gettime;
     clock_getres(clock: i32, time: Option<&mut [u8; 16]>) = SYS_clock_getres;
-    setitimer(which: i32, new: &[u8; 32], old: &mut [u8; 32]) = SYS_setitimer;
-    getitimer(which: i32, value: &mut [u8; 32]) = SYS_getitimer;
+    timerfd_settime(fd: Fd<'_>, flags: i32, new: &[u8; 32], old: Option<&mut [u8; 32]>) = SYS_timerfd_settime;
+    timerfd_gettime(fd: Fd<'_>, value: &mut [u8; 32]) = SYS_timerfd_gettime;
     times(tms: &mut [u8; 32]) = SYS_times;
 
     // The process and the machine.
     gettid_word() = SYS_gettid;
     getppid() = SYS_getppid;
-    getuid() = SYS_getuid;
-    geteuid() = SYS_geteuid;
-    getgid() = SYS_getgid;
-    getegid() = SYS_getegid;
     getresuid(real: &mut [u32; 1], effective: &mut [u32; 1], saved: &mut [u32; 1]) = SYS_getresuid;
     getresgid(real: &mut [u32; 1], effective: &mut [u32; 1], saved: &mut [u32; 1]) = SYS_getresgid;
-    getgroups(size: i32, list: &mut [u32; 1024]) = SYS_getgroups;
     getpgid(pid: i32) = SYS_getpgid;
     getsid(pid: i32) = SYS_getsid;
+    setpgid(pid: i32, group: i32) = SYS_setpgid;
     kill(pid: i32, signo: i32) = SYS_kill;
     uname(utsname: &mut [u8; 390]) = SYS_uname;
     sysinfo(info: &mut [u8; 112]) = SYS_sysinfo;
     getrandom(buf: &mut [u8], flags: u32) = SYS_getrandom;
     prlimit64(pid: i32, which: u32, new: Option<&[u8; 16]>, old: Option<&mut [u8; 16]>) = SYS_prlimit64;
-    getrusage(who: i32, usage: &mut [u8; 144]) = SYS_getrusage;
     sched_getaffinity(pid: i32, size: usize, mask: &mut [u8; 1024]) = SYS_sched_getaffinity;
-    sched_getscheduler(pid: i32) = SYS_sched_getscheduler;
-    sched_getparam(pid: i32, param: &mut [u8; 4]) = SYS_sched_getparam;
     sched_get_priority_max(policy: i32) = SYS_sched_get_priority_max;
     sched_get_priority_min(policy: i32) = SYS_sched_get_priority_min;
     sched_rr_get_interval(pid: i32, time: &mut [u8; 16]) = SYS_sched_rr_get_interval;
     sched_yield() = SYS_sched_yield;
     getpriority(which: i32, who: i32) = SYS_getpriority;
-    setpriority(which: i32, who: i32, nice: i32) = SYS_setpriority;
-    ioprio_get(which: i32, who: i32) = SYS_ioprio_get;
     getcpu(cpu: &mut [u32; 1], node: &mut [u32; 1]) = SYS_getcpu;
-    membarrier(command: i32, flags: u32, cpu: i32) = SYS_membarrier;
+    geteuid() = SYS_geteuid;
+    getegid() = SYS_getegid;
     umask(mask: u32) = SYS_umask;
     fchdir(dir: Fd<'_>) = SYS_fchdir;
     unshare(flags: i32) = SYS_unshare;
@@ -173,6 +165,8 @@ waiting_calls! {
     wait_ppoll(fds: &mut [libc::pollfd], timeout: Option<&mut [u8; 16]>, mask: usize) = SYS_ppoll;
     wait_epoll(epoll: Fd<'_>, events: Events<'_>, timeout: Option<&[u8; 16]>, mask: usize) = SYS_epoll_pwait2;
     wait_nanosleep(clock: i32, flags: i32, request: &[u8; 16], remaining: Option<&mut [u8; 16]>) = SYS_clock_nanosleep;
+    wait_ioctl_number(fd: Fd<'_>, command: u32, number: u64) = SYS_ioctl;
+    wait_ioctl_bytes(fd: Fd<'_>, command: u32, bytes: &mut [u8; 256]) = SYS_ioctl;
     wait_flock(fd: Fd<'_>, operation: i32) = SYS_flock;
     wait_fcntl_lock(fd: Fd<'_>, command: i32, lock: &mut [u8; 32]) = SYS_fcntl;
     wait_openat(dir: Fd<'_>, path: &CStr, flags: i32, mode: u32) = SYS_openat;
@@ -189,6 +183,17 @@ waiting_calls! {
 /// The processor time that the calling thread has used, in nanoseconds.
 pub(crate) fn thread_time_ns() -> u64 {
     clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// Nanoseconds since the host started.
+pub(crate) fn boot_time_ns() -> u64 {
+    clock_ns(libc::CLOCK_BOOTTIME)
+}
+
+/// The processor time that a thread of this process has used, in nanoseconds; 0 if there is none of that id.
+pub(crate) fn thread_time_ns_of(tid: i32) -> u64 {
+    const CPUCLOCK_PERTHREAD_SCHED: i32 = 4 | 2;
+    clock_ns(!tid << 3 | CPUCLOCK_PERTHREAD_SCHED)
 }
 
 /// The processor time that a process has used, in nanoseconds; 0 if there is none of that id.
@@ -228,12 +233,14 @@ macro_rules! opening_calls {
 opening_calls! {
     openat(dir: Fd<'_>, path: &CStr, flags: i32, mode: u32) = SYS_openat;
     dup_cloexec(fd: Fd<'_>, command: i32, minimum: i32) = SYS_fcntl;
+    open_by_ioctl(fd: Fd<'_>, command: u32, flags: i32) = SYS_ioctl;
     eventfd2(initial: u32, flags: i32) = SYS_eventfd2;
     epoll_create1(flags: i32) = SYS_epoll_create1;
     memfd_create(name: &CStr, flags: u32) = SYS_memfd_create;
     socket(domain: i32, kind: i32, protocol: i32) = SYS_socket;
     mq_open(name: &CStr, flags: i32, mode: u32, attributes: Option<&[u8; 64]>) = SYS_mq_open;
     inotify_init1(flags: i32) = SYS_inotify_init1;
+    timerfd_create(clock: i32, flags: i32) = SYS_timerfd_create;
 }
 
 /// `openat` that a signal for the guest interrupts: opening a FIFO waits for the other end.

@@ -33,11 +33,24 @@ impl Kernel {
             process.ring();
         }
         let all_gone = tree.running == 0;
+        let keepers = tree.has_keepers_to_close();
+        let stop = if last { tree.stop_to_show(self.first_pid, None) } else { None };
         drop(tree);
+        if keepers {
+            drop(self.close_keepers());
+        }
+        if let Some(signo) = stop {
+            self.stop_outside(signo);
+        }
         if all_gone {
             self.report_all_gone();
         }
     }
+}
+
+/// Whether a parent in that group and session keeps a child's group from being an orphan.
+fn watches((group, session): (i32, i32), of_child: (i32, i32)) -> bool {
+    group != of_child.0 && session == of_child.1
 }
 
 impl Tree {
@@ -47,8 +60,13 @@ impl Tree {
             .filter(|node| node.parent == pid && node.creator == tid && node.death_signal != 0)
             .map(|node| (Arc::clone(&node.process), node.death_signal))
             .collect();
+        let Some(dying) = self.node(pid).map(|node| node.process.credentials()) else { return };
         for (child, signo) in children {
-            let _ = self.send(Target::Process(&child), SigInfo::from_user(signo, libc::SI_USER, pid, 0));
+            if !dying.may_signal(&child.credentials()) {
+                continue;
+            }
+            let info = SigInfo::from_user(signo, libc::SI_USER, pid, dying.user.real);
+            let _ = self.send(Target::Process(&child), info);
         }
     }
 
@@ -57,11 +75,23 @@ impl Tree {
         if pid == kernel.first_pid {
             kernel.report_status(status);
         }
+        let Some(node) = self.node(pid) else { return };
+        let (group, session, parent) = (node.group, node.session, node.parent);
+        // Before anybody hears of the end in another way.
+        if session == pid {
+            self.session_leader_ended(session);
+        }
         self.reparent_children(pid);
-        let Some(node) = self.node_mut(pid) else { return };
-        node.life = Life::Zombie { status, usage };
-        let (group, parent) = (node.group, node.parent);
-        self.hang_up_orphans(group);
+        if let Some(node) = self.node_mut(pid) {
+            node.life = Life::Zombie { status, usage };
+        }
+        process.close_timers();
+        process.close_clock(usage);
+        crate::sentry::pidfd::ended(process);
+        let watched = self.node(parent).map(|parent| (parent.group, parent.session));
+        if watched.is_none_or(|watched| watches(watched, (group, session))) {
+            self.hang_up_orphans(group);
+        }
         let reaped_by_nobody = self.node(parent).is_none() || !self.notify_parent(pid);
         if reaped_by_nobody {
             self.reap(pid);
@@ -80,12 +110,13 @@ impl Tree {
             }
             heir = node.parent;
         }
+        let own = self.node(pid).map_or((0, 0), |node| (node.group, node.session));
         for child in children {
             let Some(node) = self.node_mut(child) else { continue };
             node.parent = heir;
             node.creator = heir;
             let zombie = matches!(node.life, Life::Zombie { .. });
-            let group = node.group;
+            let (group, session) = (node.group, node.session);
             match self.node_mut(heir) {
                 Some(heir) => {
                     heir.children.insert(child);
@@ -97,7 +128,9 @@ impl Tree {
                 None if zombie => self.reap(child),
                 None => {}
             }
-            self.hang_up_orphans(group);
+            if watches(own, (group, session)) {
+                self.hang_up_orphans(group);
+            }
         }
     }
 
@@ -117,6 +150,7 @@ impl Tree {
     fn notify_parent(&mut self, pid: i32) -> bool {
         let Some(node) = self.node(pid) else { return false };
         let (Life::Zombie { status, usage }, signo) = (node.life, node.exit_signal) else { return true };
+        let uid = node.process.credentials().user.real;
         let Some(parent) = self.node(node.parent).map(|parent| Arc::clone(&parent.process)) else {
             return false;
         };
@@ -134,7 +168,7 @@ impl Tree {
                 ExitStatus::Exited(status) => (libc::CLD_EXITED, status),
                 ExitStatus::Signaled(signo) => (libc::CLD_KILLED, signo),
             };
-            let info = SigInfo::from_child(signo, code, pid, value, usage);
+            let info = SigInfo::from_child(signo, code, (pid, uid), value, usage);
             let _ = self.send(Target::Process(&parent), info);
         }
         parent.ring();
@@ -174,7 +208,8 @@ impl Tree {
             (ignored, actions.get(libc::SIGCHLD).map_or(0, |action| action.flags))
         };
         if !ignored && flags & SA_NOCLDSTOP == 0 {
-            let info = SigInfo::from_child(libc::SIGCHLD, code, process.pid, status, Usage::default());
+            let child = (process.pid, process.credentials().user.real);
+            let info = SigInfo::from_child(libc::SIGCHLD, code, child, status, Usage::default());
             let _ = self.send(Target::Process(&parent), info);
         }
         parent.ring();

@@ -1,7 +1,8 @@
 //! Process groups and sessions (kernel/sys.c).
 
-use super::{Life, Tree};
+use super::{Life, Node, Tree};
 use crate::sentry::errno::Errno;
+use crate::sentry::host;
 
 impl Tree {
     /// setpgid(2), called by `caller`.
@@ -27,7 +28,14 @@ impl Tree {
         if session == pid {
             return Err(Errno::EPERM);
         }
+        // The supervisor's own group goes with the first process's, so that a shell outside that looks on sees the
+        // group which it would see natively, and terminal signals meet nobody else.
+        let is_first = pid == std::process::id() as i32;
+        let of_guest = group != pid && self.nodes().any(|node| node.group == group);
+        let moved =
+            is_first && !of_guest && self.has_host_terminal(session) && host::setpgid(0, group).is_ok();
         let exists = group == pid
+            || moved
             || self.nodes().any(|node| node.group == group && node.session == session)
             || self.is_outer_group(group, session);
         if !exists {
@@ -41,9 +49,8 @@ impl Tree {
 
     /// The group in which the supervisor was started exists even when no guest process is in it.
     fn is_outer_group(&self, group: i32, session: i32) -> bool {
-        let host = |result: Result<usize, Errno>| result.ok().and_then(|id| i32::try_from(id).ok());
-        host(crate::sentry::host::getpgid(0)) == Some(group)
-            && host(crate::sentry::host::getsid(0)) == Some(session)
+        let id = |result: Result<usize, Errno>| result.ok().and_then(|id| i32::try_from(id).ok());
+        id(host::getpgid(0)) == Some(group) && id(host::getsid(0)) == Some(session)
     }
 
     /// setsid(2).
@@ -54,6 +61,7 @@ impl Tree {
         let node = self.node_mut(pid).ok_or(Errno::ESRCH)?;
         node.session = pid;
         node.group = pid;
+        node.gave_up_terminal = false;
         Ok(pid)
     }
 
@@ -74,8 +82,22 @@ impl Tree {
                 && match self.node(node.parent) {
                     Some(parent) => parent.group != group && parent.session == node.session,
                     // The first process's parent is the shell, or whoever started the supervisor.
-                    None => node.parent == 0 && node.process.pid == node.process.kernel.first_pid,
+                    None => node.process.pid == node.process.kernel.first_pid && self.is_watched(node),
                 }
         })
+    }
+
+    /// Whether somebody outside would continue the first process.
+    fn is_watched(&self, first: &Node) -> bool {
+        let id = |result: Result<usize, Errno>| result.ok().and_then(|id| i32::try_from(id).ok());
+        if id(host::getsid(0)) != Some(first.session) {
+            return false;
+        }
+        match id(host::getpgid(0)) == Some(first.group) {
+            true => !host::own_group_is_orphaned(),
+            false => {
+                host::getppid().is_ok_and(|parent| id(host::getsid(parent as i32)) == Some(first.session))
+            }
+        }
     }
 }

@@ -2,22 +2,31 @@
 
 mod exit;
 mod groups;
+mod keeper;
+mod outside;
 mod send;
+mod terminals;
 pub(crate) mod tree;
 mod wait;
 mod workers;
 
+pub(crate) use keeper::Keeper;
 pub(crate) use send::Target;
+pub(crate) use terminals::Link;
 pub(crate) use tree::{Child, Life, Node, Tree};
 pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
 
+use super::credentials::Credentials;
 use super::futex::FutexTable;
 use super::observe::{Counts, TraceOutput};
 use super::passed_files::PassedFiles;
 use super::process::lock;
+use super::record_locks::RecordLocks;
+use super::signalfd::SignalFiles;
 use super::socket::UnixSockets;
 use super::syscalls::Ipc;
 use super::task::ExitStatus;
+use super::timers::Timers;
 use crate::{SwitchError, Systrap};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use workers::Workers;
@@ -29,12 +38,19 @@ pub(crate) struct Kernel {
     pub(crate) xfeatures: u64,
     /// The process that [`Guest`](super::Guest) started.
     pub(crate) first_pid: i32,
+    /// Who the supervisor is: what the first task starts with.
+    pub(crate) supervisor: Arc<Credentials>,
     tree: Mutex<Tree>,
     pub(crate) workers: Workers,
     pub(crate) futexes: FutexTable,
     pub(crate) ipc: Ipc,
     pub(crate) unix_sockets: UnixSockets,
     pub(crate) passed_files: PassedFiles,
+    pub(crate) timers: Timers,
+    pub(crate) signal_files: SignalFiles,
+    /// Held while a terminal becomes a session's or is being given up.
+    keeper_gate: Mutex<()>,
+    pub(crate) record_locks: Arc<RecordLocks>,
     pub(crate) counts: Mutex<Counts>,
     pub(crate) trace: Option<Arc<TraceOutput>>,
     end: Mutex<End>,
@@ -58,12 +74,17 @@ impl Kernel {
             platform,
             xfeatures: super::host::enabled_xfeatures(),
             first_pid,
+            supervisor: Arc::new(Credentials::of_supervisor()),
             tree: Mutex::new(Tree::new(first_pid)),
             workers: Workers::default(),
             futexes: FutexTable::default(),
             ipc: Ipc::default(),
             unix_sockets: UnixSockets::default(),
             passed_files: PassedFiles::default(),
+            timers: Timers::default(),
+            signal_files: SignalFiles::default(),
+            keeper_gate: Mutex::default(),
+            record_locks: Arc::default(),
             counts: Mutex::default(),
             trace,
             end: Mutex::default(),

@@ -1,6 +1,6 @@
 //! Sending signals to threads, processes and groups (kernel/signal.c `send_signal_locked`).
 
-use super::{Kernel, Life, Tree};
+use super::{Life, Tree};
 use crate::sentry::errno::Errno;
 use crate::sentry::process::Process;
 use crate::sentry::signals::{SigInfo, SignalSet};
@@ -16,7 +16,11 @@ pub(crate) enum Target<'a> {
     Thread(&'a Arc<TaskHandle>),
 }
 
-const STOPS: SignalSet =
+/// Signals from here on queue.
+const FIRST_REAL_TIME: i32 = 32;
+
+/// The signals that stop.
+pub(super) const STOPS: SignalSet =
     SignalSet(0).with(libc::SIGSTOP).with(libc::SIGTSTP).with(libc::SIGTTIN).with(libc::SIGTTOU);
 
 impl Tree {
@@ -44,6 +48,9 @@ impl Tree {
         if !blocked && process.actions().is_ignored(signo) {
             return Ok(());
         }
+        if signo >= FIRST_REAL_TIME && !self.has_room(process) {
+            return Err(Errno::EAGAIN);
+        }
         match target {
             Target::Thread(thread) => {
                 if !thread.push(info) {
@@ -52,15 +59,29 @@ impl Tree {
                 if !thread.mask().contains(signo) {
                     thread.wake();
                 }
+                process.kernel.signal_files.arrived(process, std::slice::from_ref(thread), signo);
             }
             Target::Process(process) => {
                 if !process.pending().push(info) {
                     return Err(Errno::EAGAIN);
                 }
                 wake_one(&threads, signo);
+                process.kernel.signal_files.arrived(process, &threads, signo);
             }
         }
         Ok(())
+    }
+
+    /// Whether one more signal may be queued for the user of a process: `RLIMIT_SIGPENDING`.
+    fn has_room(&self, process: &Arc<Process>) -> bool {
+        let limit = process.limits().soft(libc::RLIMIT_SIGPENDING);
+        let user = process.credentials().user.real;
+        let of_user = self.nodes().filter(|node| node.process.credentials().user.real == user);
+        let queued = of_user.map(|node| {
+            let threads: usize = node.process.threads().iter().map(|thread| thread.pending().len()).sum();
+            threads + node.process.pending().len()
+        });
+        (queued.sum::<usize>() as u64) < limit
     }
 
     /// Stop signals and SIGCONT undo each other when they are sent, not when they are delivered.
@@ -116,22 +137,5 @@ impl Process {
             rest = rest.without(signo);
             wake_one(&self.threads().clone(), signo);
         }
-    }
-}
-
-impl Kernel {
-    /// A signal that the host sent to the supervisor: for the guest's first process or, when that has ended, for all
-    /// others.
-    pub(crate) fn pass_on(&self, info: SigInfo) {
-        let mut tree = self.tree();
-        let running = |tree: &Tree, pid: i32| {
-            tree.node(pid).is_some_and(|node| !matches!(node.life, Life::Zombie { .. }))
-        };
-        let pids: Vec<i32> = if running(&tree, self.first_pid) {
-            vec![self.first_pid]
-        } else {
-            tree.nodes().map(|node| node.process.pid).collect()
-        };
-        let _ = tree.send_to_all(&pids, info);
     }
 }

@@ -1,5 +1,6 @@
 //! The process tree: ids, parents and children, groups and sessions, and who has ended.
 
+use super::terminals::Terminals;
 use crate::sentry::errno::Errno;
 use crate::sentry::host;
 use crate::sentry::process::Process;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 pub(crate) struct Tree {
     threads: BTreeMap<i32, Arc<TaskHandle>>,
     processes: BTreeMap<i32, Node>,
+    pub(super) terminals: Terminals,
     last_id: i32,
     /// The highest id (`/proc/sys/kernel/pid_max`).
     most: i32,
@@ -28,6 +30,8 @@ pub(crate) struct Node {
     pub(crate) children: BTreeSet<i32>,
     pub(crate) group: i32,
     pub(crate) session: i32,
+    /// It has no part in its session's terminal any more (`TIOCNOTTY`).
+    pub(crate) gave_up_terminal: bool,
     /// What the parent is sent when it ends; 0 for nothing.
     pub(crate) exit_signal: i32,
     pub(crate) life: Life,
@@ -60,6 +64,8 @@ pub(crate) struct Usage {
     pub(crate) user_ns: u64,
     pub(crate) system_ns: u64,
     pub(crate) max_rss_kib: u64,
+    pub(crate) minor_faults: u64,
+    pub(crate) major_faults: u64,
 }
 
 impl Usage {
@@ -68,6 +74,8 @@ impl Usage {
             user_ns: self.user_ns.saturating_add(other.user_ns),
             system_ns: self.system_ns.saturating_add(other.system_ns),
             max_rss_kib: self.max_rss_kib.max(other.max_rss_kib),
+            minor_faults: self.minor_faults.saturating_add(other.minor_faults),
+            major_faults: self.major_faults.saturating_add(other.major_faults),
         }
     }
 }
@@ -86,7 +94,14 @@ impl Tree {
             .ok()
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(1 << 15);
-        Self { threads: BTreeMap::new(), processes: BTreeMap::new(), last_id: first_pid, most, running: 0 }
+        Self {
+            threads: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            terminals: Terminals::default(),
+            last_id: first_pid,
+            most,
+            running: 0,
+        }
     }
 
     /// An id that neither the guest nor the host uses: files named after process ids do not collide.
@@ -119,10 +134,15 @@ impl Tree {
             .get(&child.parent)
             .map_or((child.process.pid, child.process.pid), |node| (node.group, node.session));
         let pid = child.process.pid;
+        let parent = child.parent;
         if let Some(parent) = self.processes.get_mut(&child.parent) {
             parent.children.insert(pid);
         }
         self.insert(child, group, session);
+        let gave_up = self.node(parent).is_some_and(|node| node.gave_up_terminal);
+        if let Some(node) = self.node_mut(pid) {
+            node.gave_up_terminal = gave_up;
+        }
     }
 
     fn insert(&mut self, child: Child, group: i32, session: i32) {
@@ -133,6 +153,7 @@ impl Tree {
             children: BTreeSet::new(),
             group,
             session,
+            gave_up_terminal: false,
             exit_signal,
             life: Life::Running { continued: false },
             has_executed: false,
@@ -168,6 +189,11 @@ impl Tree {
         let mut threads = thread.process.threads();
         threads.retain(|other| !Arc::ptr_eq(other, thread));
         threads.is_empty()
+    }
+
+    /// All threads that have not ended.
+    pub(crate) fn threads(&self) -> impl Iterator<Item = &Arc<TaskHandle>> {
+        self.threads.values()
     }
 
     /// A thread that has not ended.

@@ -5,7 +5,7 @@ use super::stack::{Auxiliary, InitialStack};
 use super::{LoadError, Program};
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemory;
-use crate::sentry::memory::{MapRequest, Mm};
+use crate::sentry::memory::{Hands, MapRequest, Mm};
 use crate::{GuestAddr, PAGE_SIZE, Vdso};
 use std::sync::Arc;
 
@@ -56,6 +56,7 @@ impl Program {
             phdr: self.main.phdr_vaddr.map_or(0, |phdr| main.bias.wrapping_add(phdr)),
             phnum: self.main.phnum,
             base: interpreter.as_ref().map_or(0, |(_, mapped)| mapped.bias),
+            owner: self.owner,
             entry: main.bias.wrapping_add(self.main.entry),
         };
         let stack = InitialStack::build(layout.stack_top, &self.argv, &self.envp, &self.execfn, &auxiliary);
@@ -81,8 +82,8 @@ fn map_elf(mm: &Mm, file: &ElfFile, wish: Option<u64>) -> Result<Mapped, LoadErr
             None => {
                 // The platform has no "reserve" without mapping: find the place by mapping it, then let go.
                 let room = (end - start).checked_add(file.align).ok_or_else(|| fail(Errno::ENOMEM))?;
-                let found = mm.map(&anonymous(0, room, 0, 0)).map_err(fail)?;
-                mm.unmap(found, room).map_err(fail)?;
+                let found = mm.map(&mut Hands::Leader, &anonymous(0, room, 0, 0)).map_err(fail)?;
+                mm.unmap(&mut Hands::Leader, found, room).map_err(fail)?;
                 (found.raw() + room - (end - start)) / file.align * file.align
             }
         };
@@ -106,21 +107,27 @@ fn map_segment(mm: &Mm, file: &ElfFile, segment: &Segment, bias: u64) -> Result<
     if segment.file_len != 0 {
         let file_end = vaddr + segment.file_len;
         zero_from = file_end.next_multiple_of(PAGE_SIZE);
-        mm.map(&MapRequest {
-            addr: GuestAddr::new(start),
-            len: zero_from - start,
-            prot: segment.prot as u64,
-            flags: libc::MAP_PRIVATE | libc::MAP_FIXED,
-            file: Some(Arc::clone(&file.file)),
-            offset: segment.offset - in_page,
-        })?;
+        mm.map(
+            &mut Hands::Leader,
+            &MapRequest {
+                addr: GuestAddr::new(start),
+                len: zero_from - start,
+                prot: segment.prot as u64,
+                flags: libc::MAP_PRIVATE | libc::MAP_FIXED,
+                file: Some(Arc::clone(&file.file)),
+                offset: segment.offset - in_page,
+            },
+        )?;
         if segment.memory_len > segment.file_len && segment.prot & libc::PROT_WRITE != 0 {
             let zeroes = vec![0; (zero_from - file_end) as usize];
             mm.space().write(GuestAddr::new(file_end), &zeroes)?;
         }
     }
     if memory_end > zero_from {
-        mm.map(&anonymous(zero_from, memory_end - zero_from, segment.prot, libc::MAP_FIXED))?;
+        mm.map(
+            &mut Hands::Leader,
+            &anonymous(zero_from, memory_end - zero_from, segment.prot, libc::MAP_FIXED),
+        )?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Shared mappings of one open file (shmat(2)).
 
-use super::Mm;
 use super::region::{Backing, Region};
+use super::{Hands, Mm};
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::file::File;
@@ -26,7 +26,13 @@ impl Mm {
     }
 
     /// Unmaps what of a range is a shared mapping of that open file.
-    pub(crate) fn unmap_file(&self, addr: GuestAddr, len: u64, file: &Arc<File>) -> Result<(), Errno> {
+    pub(crate) fn unmap_file(
+        &self,
+        hands: &mut Hands<'_>,
+        addr: GuestAddr,
+        len: u64,
+        file: &Arc<File>,
+    ) -> Result<(), Errno> {
         let end = addr.raw().saturating_add(len);
         let parts: Vec<(u64, u64)> = {
             let state = self.state();
@@ -39,7 +45,7 @@ impl Mm {
                 .collect()
         };
         for (start, end) in parts {
-            self.unmap(GuestAddr::new(start), end - start)?;
+            self.unmap(hands, GuestAddr::new(start), end - start)?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! mmap(2) and its kin, on the record and on the platform's address space.
 
-use super::{Backing, MappedFile, Mm, Region, State, page_range, page_up, protection};
+use super::{Backing, Hands, MappedFile, Mm, Region, State, page_range, page_up, protection};
 use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, StatView};
 use crate::sentry::host;
@@ -58,7 +58,7 @@ impl State {
 
 impl Mm {
     /// mmap(2).
-    pub(crate) fn map(&self, request: &MapRequest) -> Result<GuestAddr, Errno> {
+    pub(crate) fn map(&self, hands: &mut Hands<'_>, request: &MapRequest) -> Result<GuestAddr, Errno> {
         let shared = match request.flags & libc::MAP_TYPE {
             libc::MAP_PRIVATE => false,
             libc::MAP_SHARED => true,
@@ -78,6 +78,7 @@ impl Mm {
         let protection = protection(request.prot);
         let mut state = self.state();
         let start = state.place(request.addr, len, request.flags)?;
+        state.check_room(&self.limits, len, protection.write && !shared, (start, start + len))?;
         let addr = GuestAddr::new(start);
         let backing = match &request.file {
             Some(file) => {
@@ -93,11 +94,12 @@ impl Mm {
                 shared_memory_backing(memory)
             }
             None => {
-                self.space().map_anonymous(addr, len, protection)?;
+                hands.map_anonymous(self.space(), addr, len, protection)?;
                 Backing::Anonymous
             }
         };
         state.map.insert(Region { start, end: start + len, protection, shared, backing });
+        state.forget_fork_advice(start, start + len);
         drop(state);
         if request.flags & (libc::MAP_POPULATE | libc::MAP_LOCKED) != 0
             && request.flags & libc::MAP_NONBLOCK == 0
@@ -105,7 +107,7 @@ impl Mm {
             let advice =
                 if protection.write && !shared { Advice::PopulateWrite } else { Advice::PopulateRead };
             // Populating is best effort, as in the kernel.
-            let _ = self.space().advise(addr, len, advice);
+            let _ = hands.advise(self.space(), addr, len, advice);
         }
         Ok(addr)
     }
@@ -121,21 +123,29 @@ impl Mm {
     }
 
     /// munmap(2).
-    pub(crate) fn unmap(&self, addr: GuestAddr, len: u64) -> Result<(), Errno> {
+    pub(crate) fn unmap(&self, hands: &mut Hands<'_>, addr: GuestAddr, len: u64) -> Result<(), Errno> {
         let (start, end) = page_range(addr, len, Errno::EINVAL)?;
         let mut state = self.state();
         if len == 0 || end > state.layout.top {
             return Err(Errno::EINVAL);
         }
         if !state.map.is_free(start, end) {
-            self.space().unmap(addr, end - start)?;
+            hands.unmap(self.space(), addr, end - start)?;
             state.map.remove(start, end);
+            state.forget_locked(start, end);
+            state.forget_fork_advice(start, end);
         }
         Ok(())
     }
 
     /// mprotect(2).
-    pub(crate) fn protect(&self, addr: GuestAddr, len: u64, bits: u64) -> Result<(), Errno> {
+    pub(crate) fn protect(
+        &self,
+        hands: &mut Hands<'_>,
+        addr: GuestAddr,
+        len: u64,
+        bits: u64,
+    ) -> Result<(), Errno> {
         const KNOWN: u64 = 0xf; // PROT_READ, PROT_WRITE, PROT_EXEC, PROT_SEM
         let (start, end) = page_range(addr, len, Errno::ENOMEM)?;
         if bits & !KNOWN != 0 {
@@ -149,13 +159,13 @@ impl Mm {
         if !state.map.is_covered(start, end) {
             return Err(Errno::ENOMEM);
         }
-        self.space().protect(addr, end - start, protection)?;
+        hands.protect(self.space(), addr, end - start, protection)?;
         state.map.protect(start, end, protection);
         Ok(())
     }
 
     /// brk(2): the new end of the heap, or the old one when it cannot move there.
-    pub(crate) fn brk(&self, wanted: GuestAddr) -> GuestAddr {
+    pub(crate) fn brk(&self, hands: &mut Hands<'_>, wanted: GuestAddr) -> GuestAddr {
         let mut state = self.state();
         let wanted = wanted.raw();
         if wanted >= state.brk_start
@@ -166,14 +176,15 @@ impl Mm {
                 let rw = Protection { read: true, write: true, execute: false };
                 // One page stays free between the heap and what is above it, as in the kernel.
                 let grown = state.map.is_free(old, new + PAGE_SIZE)
-                    && self.space().map_anonymous(GuestAddr::new(old), new - old, rw).is_ok();
+                    && state.check_room(&self.limits, new - old, true, (old, old)).is_ok()
+                    && hands.map_anonymous(self.space(), GuestAddr::new(old), new - old, rw).is_ok();
                 if grown {
                     let backing = Backing::Named("[heap]");
                     state.map.insert(Region { start: old, end: new, protection: rw, shared: false, backing });
                 }
                 grown
             } else if new < old {
-                let shrunk = self.space().unmap(GuestAddr::new(new), old - new).is_ok();
+                let shrunk = hands.unmap(self.space(), GuestAddr::new(new), old - new).is_ok();
                 if shrunk {
                     state.map.remove(new, old);
                 }
@@ -191,6 +202,7 @@ impl Mm {
     /// mremap(2).
     pub(crate) fn remap(
         &self,
+        hands: &mut Hands<'_>,
         addr: GuestAddr,
         old_len: u64,
         new_len: u64,
@@ -218,12 +230,16 @@ impl Mm {
             }
         }
         if new_len < old_len {
-            self.space().unmap(GuestAddr::new(start + new_len), old_len - new_len)?;
+            hands.unmap(self.space(), GuestAddr::new(start + new_len), old_len - new_len)?;
             state.map.remove(start + new_len, end);
         }
         let kept = old_len.min(new_len);
         if new_len > old_len && region.end < end {
             return Err(Errno::EFAULT);
+        }
+        if new_len > old_len {
+            let data = region.protection.write && !region.shared;
+            state.check_room(&self.limits, new_len - old_len, data, (start, start))?;
         }
         let grows_in_place = end
             .checked_add(new_len - kept)
@@ -245,8 +261,17 @@ impl Mm {
     }
 
     /// madvise(2).
-    pub(crate) fn advise(&self, addr: GuestAddr, len: u64, advice: i32) -> Result<(), Errno> {
+    pub(crate) fn advise(
+        &self,
+        hands: &mut Hands<'_>,
+        addr: GuestAddr,
+        len: u64,
+        advice: i32,
+    ) -> Result<(), Errno> {
         let (start, end) = page_range(addr, len, Errno::EINVAL)?;
+        if let Some(result) = self.state().advise_fork(start, end, advice) {
+            return result;
+        }
         let advice = match advice {
             libc::MADV_NORMAL => Advice::Normal,
             libc::MADV_RANDOM => Advice::Random,
@@ -277,7 +302,7 @@ impl Mm {
         for (from, to) in parts {
             hole |= from > covered_to;
             covered_to = to;
-            self.space().advise(GuestAddr::new(from), to - from, advice)?;
+            hands.advise(self.space(), GuestAddr::new(from), to - from, advice)?;
         }
         if hole || covered_to < end { Err(Errno::ENOMEM) } else { Ok(()) }
     }

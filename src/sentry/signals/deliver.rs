@@ -4,7 +4,6 @@ use super::frame::{self, FrameContext};
 use super::{AltStack, DefaultAction, Disposition, FaultState, SS_AUTODISARM, SigInfo, SignalSet};
 use crate::sentry::abi::KernelSigaction;
 use crate::sentry::errno::Errno;
-use crate::sentry::host;
 use crate::sentry::task::{ExitStatus, Task};
 use crate::{Signal, SwitchError};
 use std::sync::Arc;
@@ -58,7 +57,7 @@ impl Task {
             if self.is_at_end() {
                 return Ok(());
             }
-            let Some(info) = self.next_signal() else { break };
+            let Some(info) = self.take_signal(SignalSet(!self.handle.mask().0)) else { break };
             let signo = info.signo();
             let disposition = self.process.actions().disposition(signo);
             if let Some(tracer) = &mut self.observer.tracer {
@@ -66,7 +65,7 @@ impl Task {
             }
             match disposition {
                 Disposition::Ignore | Disposition::Default(DefaultAction::Ignore) => {}
-                Disposition::Default(DefaultAction::Stop) => self.stop(signo),
+                Disposition::Default(DefaultAction::Stop) => self.stop(&info),
                 Disposition::Default(DefaultAction::Terminate) => {
                     self.process.end(ExitStatus::Signaled(signo));
                     self.exit = self.process.ending();
@@ -97,20 +96,21 @@ impl Task {
     }
 
     /// A stop signal takes effect on the whole process, unless its group is an orphan: nobody would continue it.
-    fn stop(&mut self, signo: i32) {
+    fn stop(&mut self, info: &SigInfo) {
+        let signo = info.signo();
         let kernel = Arc::clone(self.kernel());
-        {
+        let to_show = {
             let mut tree = kernel.tree();
             let group = tree.node(self.process.pid).map_or(0, |node| node.group);
             if signo != libc::SIGSTOP && tree.is_orphaned(group) {
                 return;
             }
             tree.stop(&self.process, signo);
-        }
-        if self.process.pid == kernel.first_pid {
-            // Whoever started the supervisor sees it stop in the guest's place, and continues both.
-            let _ = host::kill(std::process::id() as i32, libc::SIGSTOP);
-            kernel.tree().resume(&self.process, true);
+            let is_first = self.process.pid == kernel.first_pid;
+            tree.stop_to_show(kernel.first_pid, is_first.then(|| info.sender().unwrap_or(0)))
+        };
+        if let Some(signo) = to_show {
+            kernel.stop_outside(signo);
         }
     }
 
@@ -139,10 +139,11 @@ impl Task {
         }
     }
 
-    fn next_signal(&mut self) -> Option<SigInfo> {
-        let unblocked = SignalSet(!self.handle.mask().0);
-        let own = self.handle.pending().take(unblocked);
-        own.or_else(|| self.process.pending().take(unblocked))
+    /// Takes the next pending signal of a set out of the queues, the task's own first.
+    pub(crate) fn take_signal(&self, of: SignalSet) -> Option<SigInfo> {
+        let own = self.handle.pending().take(of);
+        let info = own.or_else(|| self.process.pending().take(of))?;
+        Some(self.process.signal_taken(info))
     }
 
     /// Puts the result into rax, or sets the registers so that the guest makes the call again.
@@ -162,7 +163,9 @@ impl Task {
         }
         let registers = self.context.registers_mut();
         if again {
-            registers.rax = u64::from(call.nr);
+            // The call is made again as it was, or goes on where it was interrupted.
+            let goes_on = call.restart() == Some(Errno::ERESTART_RESTARTBLOCK);
+            registers.rax = if goes_on { libc::SYS_restart_syscall as u64 } else { u64::from(call.nr) };
             registers.rip = registers.rip.wrapping_sub(SYSCALL_LEN);
         } else {
             registers.rax = result as u64;
@@ -172,6 +175,7 @@ impl Task {
     /// Builds the handler's frame; a stack that cannot take it means SIGSEGV.
     fn run_handler(&mut self, info: &SigInfo, action: &KernelSigaction) {
         let signo = info.signo();
+        self.restart = None;
         if action.flags & libc::SA_RESETHAND as u64 != 0 {
             self.process.actions().reset(signo);
         }

@@ -2,7 +2,6 @@
 
 use super::SysResult;
 use super::args::{Fd, OpenFlags, Path};
-use crate::sentry::errno::Errno;
 use crate::sentry::host;
 use crate::sentry::task::Task;
 use std::os::fd::AsFd as _;
@@ -24,9 +23,4 @@ pub(super) fn inotify_add_watch(task: &mut Task, fd: Fd, path: Path, mask: u32) 
 
 pub(super) fn inotify_rm_watch(task: &mut Task, fd: Fd, watch: i32) -> SysResult {
     host::inotify_rm_watch(task.file(fd.0)?.as_fd(), watch).map(|_| 0)
-}
-
-/// fanotify needs privileges over the whole host.
-pub(super) fn fanotify_init(_: &mut Task, _flags: u32, _event_flags: u32) -> SysResult {
-    Err(Errno::EPERM)
 }

@@ -2,6 +2,7 @@
 
 use super::SysResult;
 use super::args::{Fd, Hex, IoctlRequest};
+use super::terminal;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::file::File;
@@ -27,6 +28,7 @@ enum Argument {
     CloseOnExec(bool),
 }
 
+const TERMIO: usize = 18;
 const TERMIOS: usize = 36; // the kernel's, not the C library's
 const TERMIOS2: usize = 44;
 const WINSIZE: usize = 8;
@@ -36,9 +38,13 @@ const SIOCATMARK: u32 = 0x8905;
 const SIOCGSTAMP: u32 = 0x8906;
 const SIOCGSTAMPNS: u32 = 0x8907;
 const TCGETS2: u32 = 0x802c_542a;
-const TCSETS2: u32 = 0x402c_542b;
-const TCSETSW2: u32 = 0x402c_542c;
-const TCSETSF2: u32 = 0x402c_542d;
+pub(super) const TCSETS2: u32 = 0x402c_542b;
+pub(super) const TCSETSW2: u32 = 0x402c_542c;
+pub(super) const TCSETSF2: u32 = 0x402c_542d;
+const TIOCGDEV: u32 = 0x8004_5432;
+const TIOCSIG: u32 = 0x4004_5436;
+const TIOCGPTLCK: u32 = 0x8004_5439;
+const TIOCGPKT: u32 = 0x8004_5438;
 const BLKGETSIZE64: u32 = 0x8008_1272;
 const BLKSSZGET: u32 = 0x1268;
 const BLKPBSZGET: u32 = 0x127b;
@@ -56,22 +62,20 @@ fn argument(request: u32) -> Option<Argument> {
     Some(match request_wide {
         libc::TCGETS => Out(TERMIOS),
         libc::TCSETS | libc::TCSETSW | libc::TCSETSF => In(TERMIOS),
+        libc::TCGETA => Out(TERMIO),
+        libc::TCSETA | libc::TCSETAW | libc::TCSETAF => In(TERMIO),
+        libc::TIOCGLCKTRMIOS => Out(TERMIOS),
         libc::TIOCGWINSZ => Out(WINSIZE),
         libc::TIOCSWINSZ => In(WINSIZE),
-        libc::TIOCGPGRP
-        | libc::TIOCGSID
-        | libc::TIOCOUTQ
-        | libc::FIONREAD
-        | libc::TIOCGPTN
-        | libc::TIOCGETD => Out(INT),
+        libc::TIOCOUTQ | libc::FIONREAD | libc::TIOCGPTN | libc::TIOCGETD => Out(INT),
         libc::TIOCMGET | libc::TIOCGSOFTCAR | libc::TIOCGEXCL => Out(INT),
-        libc::TIOCSPGRP | libc::FIONBIO | libc::FIOASYNC | libc::TIOCSPTLCK | libc::TIOCPKT => In(INT),
+        libc::FIONBIO | libc::FIOASYNC | libc::TIOCSPTLCK | libc::TIOCPKT => In(INT),
         libc::TCSBRK
         | libc::TCSBRKP
         | libc::TCXONC
         | libc::TCFLSH
-        | libc::TIOCSCTTY
-        | libc::TIOCNOTTY
+        | libc::TIOCSBRK
+        | libc::TIOCCBRK
         | libc::TIOCEXCL
         | libc::TIOCNXCL => Number,
         libc::FIOCLEX => CloseOnExec(true),
@@ -93,6 +97,8 @@ fn argument(request: u32) -> Option<Argument> {
             SIOCATMARK => Out(INT),
             SIOCGSTAMP | SIOCGSTAMPNS => Out(16),
             TCGETS2 => Out(TERMIOS2),
+            TIOCGDEV | TIOCGPTLCK | TIOCGPKT => Out(INT),
+            TIOCSIG => Number,
             TCSETS2 | TCSETSW2 | TCSETSF2 => In(TERMIOS2),
             BLKGETSIZE64 | FS_IOC_GETFLAGS => Out(8),
             FS_IOC_SETFLAGS => In(8),
@@ -105,10 +111,19 @@ fn argument(request: u32) -> Option<Argument> {
 
 pub(super) fn ioctl(task: &mut Task, fd: Fd, request: IoctlRequest, arg: Hex) -> SysResult {
     let file = task.file(fd.0)?;
+    if let Some(terminal) = file.terminal()
+        && let Some(result) = terminal::ioctl(task, &file, terminal, request.0, arg.0)
+    {
+        return result;
+    }
     let addr = GuestAddr::new(arg.0);
     // The host reads and writes within these 256 bytes, whatever the request: the largest known structure has 44.
     let mut bytes = [0; 256];
     let result = match argument(request.0).ok_or(Errno::ENOTTY)? {
+        // Terminals are asked to drain their output, which may take as long as the reader likes.
+        Argument::Number if file.terminal().is_some() => {
+            task.wait(|_, attention| host::wait_ioctl_number(attention, file.as_fd(), request.0, arg.0))?
+        }
         Argument::Number => host::ioctl_number(file.as_fd(), request.0, arg.0)?,
         Argument::CloseOnExec(cloexec) => {
             task.files().set_cloexec(fd.0, cloexec)?;
@@ -116,7 +131,12 @@ pub(super) fn ioctl(task: &mut Task, fd: Fd, request: IoctlRequest, arg: Hex) ->
         }
         Argument::In(len) => {
             task.memory().read(addr, &mut bytes[..len])?;
-            host::ioctl_bytes(file.as_fd(), request.0, &mut bytes)?
+            match file.terminal() {
+                Some(_) => task.wait(|_, attention| {
+                    host::wait_ioctl_bytes(attention, file.as_fd(), request.0, &mut bytes)
+                })?,
+                None => host::ioctl_bytes(file.as_fd(), request.0, &mut bytes)?,
+            }
         }
         Argument::InOut(len) => {
             task.memory().read(addr, &mut bytes[..len])?;
@@ -127,7 +147,7 @@ pub(super) fn ioctl(task: &mut Task, fd: Fd, request: IoctlRequest, arg: Hex) ->
         Argument::Interfaces => interfaces(task, &file, addr)?,
         Argument::Out(len) => {
             let result = host::ioctl_bytes(file.as_fd(), request.0, &mut bytes)?;
-            task.memory().write(addr, &bytes[..len])?;
+            task.give(addr, &bytes[..len])?;
             result
         }
     };
@@ -159,9 +179,17 @@ mod tests {
 
     #[test]
     fn requests_that_encode_their_size_agree_with_the_table() {
-        for request in
-            [TCGETS2, TCSETS2, BLKGETSIZE64, FS_IOC_GETFLAGS, FS_IOC_FSGETXATTR, libc::TIOCGPTN as u32]
-        {
+        for request in [
+            TCGETS2,
+            TCSETS2,
+            TIOCGDEV,
+            TIOCGPTLCK,
+            TIOCGPKT,
+            BLKGETSIZE64,
+            FS_IOC_GETFLAGS,
+            FS_IOC_FSGETXATTR,
+            libc::TIOCGPTN as u32,
+        ] {
             let encoded = (request >> 16 & 0x3fff) as usize;
             match argument(request) {
                 Some(Argument::In(len) | Argument::Out(len)) => assert_eq!(len, encoded, "{request:#x}"),

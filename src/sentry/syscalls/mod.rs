@@ -4,9 +4,12 @@
 //! decoding for the handler and the text of `--trace`; an argument that points to input is read from the guest once.
 
 pub(crate) mod args;
+mod barrier;
 mod clone;
+mod credentials;
 mod descriptor;
 mod epoll;
+mod file_limit;
 mod futex;
 mod identity;
 mod inotify;
@@ -17,24 +20,36 @@ mod locate;
 mod memory;
 mod mqueue;
 mod names;
+mod numa;
 mod open;
 mod path;
+mod pidfd;
 mod poll;
+mod prctl;
 mod process;
 mod read_write;
+mod record_lock;
+mod refused;
+mod scheduling;
 mod signal;
+mod signalfd;
 mod socket;
 mod stat;
 mod stream;
+mod support;
 mod system;
 mod table;
+mod terminal;
 mod time;
+mod timer;
 mod transfer;
+mod usage;
 mod wait;
 mod xattr;
 
 pub(crate) use epoll::Epoll;
 pub(crate) use ipc::Ipc;
+pub use support::{Support, call_support};
 
 use super::errno::Errno;
 use super::task::{AfterCall, Task};
@@ -77,8 +92,13 @@ pub(crate) fn dispatch(task: &mut Task, call: &Syscall) -> SysResult {
             if let Some(tracer) = &mut task.observer.tracer {
                 tracer.unknown(&name, &call.args);
             }
-            task.observer.counts.record_unimplemented(&name);
-            Err(Errno::ENOSYS)
+            match refused::lookup(call.nr) {
+                Some(refusal) if call.arch == Arch::X86_64 => Err(refusal.errno),
+                _ => {
+                    task.observer.counts.record_unimplemented(&name);
+                    Err(Errno::ENOSYS)
+                }
+            }
         }
     }
 }
@@ -115,9 +135,9 @@ macro_rules! syscall_table {
                 assert!(table[$nr].is_none(), "a number is listed twice");
                 table[$nr] = Some(Call {
                     name: stringify!($name),
-                    run: |task, args| {
+                    run: |task: &mut $crate::sentry::task::Task, args| {
                         let [$($arg,)* ..] = *args;
-                        $(let $arg = <$ty as Arg>::decode($arg, task.memory())?;)*
+                        $(let $arg = task.decode::<$ty>($arg)?;)*
                         let _ = args;
                         $handler(task, $($arg),*)
                     },

@@ -21,8 +21,21 @@ pub(super) fn access(task: &mut Task, path: Path, mode: AccessMode) -> SysResult
 }
 
 pub(super) fn faccessat(task: &mut Task, dir: DirFd, path: Path, mode: AccessMode) -> SysResult {
-    let at = task.locate(dir.0, &path, true)?;
-    host::faccessat(at.dir(), at.path(), mode.0).map(done)
+    check_access(task, dir, &path, mode, 0)
+}
+
+/// By the real ids unless `AT_EACCESS` says otherwise.
+fn check_access(task: &Task, dir: DirFd, path: &Path, mode: AccessMode, flags: i32) -> SysResult {
+    let at = task.locate(dir.0, path, flags & libc::AT_SYMLINK_NOFOLLOW == 0)?;
+    if flags & libc::AT_EACCESS != 0 {
+        return host::faccessat2(at.dir(), at.path(), mode.0, flags).map(done);
+    }
+    let checked = task.by_real_ids(|by_fs_ids| match (by_fs_ids, flags) {
+        (false, 0) => host::faccessat(at.dir(), at.path(), mode.0),
+        (false, _) => host::faccessat2(at.dir(), at.path(), mode.0, flags),
+        (true, _) => host::faccessat2(at.dir(), at.path(), mode.0, flags | libc::AT_EACCESS),
+    });
+    checked.map(done)
 }
 
 pub(super) fn faccessat2(
@@ -32,8 +45,7 @@ pub(super) fn faccessat2(
     mode: AccessMode,
     flags: AtFlags,
 ) -> SysResult {
-    let at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
-    host::faccessat2(at.dir(), at.path(), mode.0, flags.0).map(done)
+    check_access(task, dir, &path, mode, flags.0)
 }
 
 pub(super) fn mkdir(task: &mut Task, path: Path, mode: Mode) -> SysResult {
@@ -122,19 +134,20 @@ pub(super) fn readlink(task: &mut Task, path: Path, buf: OutBytes, size: i32) ->
 pub(super) fn readlinkat(task: &mut Task, dir: DirFd, path: Path, buf: OutBytes, size: i32) -> SysResult {
     let size = usize::try_from(size).ok().filter(|size| *size > 0).ok_or(Errno::EINVAL)?;
     let mut bytes = [0; crate::sentry::abi::PATH_MAX];
-    let target = match task.executable_link(dir.0, &path) {
-        Some(target) => {
+    let at = task.locate(dir.0, &path, false)?;
+    let target = match at.node {
+        Some(node) => {
+            let target = task.link_text(node)?;
             let len = target.len().min(size).min(bytes.len());
             bytes[..len].copy_from_slice(&target[..len]);
             len
         }
         None => {
-            let at = task.locate(dir.0, &path, false)?;
             let limit = size.min(bytes.len());
             host::readlinkat(at.dir(), at.path(), &mut bytes[..limit])?
         }
     };
-    task.memory().write(buf.0, &bytes[..target])?;
+    task.give(buf.0, &bytes[..target])?;
     Ok(target as i64)
 }
 
@@ -182,7 +195,16 @@ pub(super) fn fchownat(
 
 pub(super) fn truncate(task: &mut Task, path: Path, length: i64) -> SysResult {
     let at = task.locate(libc::AT_FDCWD, &path, true)?;
-    host::truncate(&at.absolute()?, length).map(done)
+    let limited = task.process.current_limits().file_size() != libc::RLIM_INFINITY;
+    let path = at.absolute()?;
+    if limited {
+        // Who may not write to the file is told that first.
+        host::faccessat2(at.dir(), at.path(), libc::W_OK as u32, libc::AT_EACCESS)?;
+        let flags = libc::O_PATH | libc::O_CLOEXEC;
+        let file = host::openat(at.dir(), at.path(), flags, 0)?;
+        task.check_new_size(file.as_fd(), length)?;
+    }
+    host::truncate(&path, length).map(done)
 }
 
 /// The times of the `utime` family, as `utimensat` takes them.

@@ -42,7 +42,7 @@ pub(super) fn rt_sigaction(
             thread.pending().discard(gone);
         }
     }
-    task.memory().write_optional(old, &previous).map(|()| 0)
+    task.give_optional(old, &previous).map(|()| 0)
 }
 
 impl Task {
@@ -76,7 +76,7 @@ pub(super) fn rt_sigprocmask(
         };
         task.set_mask(mask);
     }
-    task.memory().write_optional(old, &previous.0).map(|()| 0)
+    task.give_optional(old, &previous.0).map(|()| 0)
 }
 
 pub(super) fn rt_sigreturn(task: &mut Task) -> SysResult {
@@ -132,8 +132,7 @@ pub(super) fn rt_sigtimedwait(
     task.handle.set_awaited(wanted);
     task.set_mask(old_mask.minus(wanted));
     let result = loop {
-        let own = task.handle.pending().take(wanted);
-        if let Some(taken) = own.or_else(|| task.process.pending().take(wanted)) {
+        if let Some(taken) = task.take_signal(wanted) {
             break Ok(taken);
         }
         let left = limit.map(|limit| limit.saturating_sub(started.elapsed()));

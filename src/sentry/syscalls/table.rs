@@ -2,8 +2,9 @@
 
 use super::args::*;
 use super::{
-    clone, descriptor, epoll, futex, identity, inotify, ioctl, ipc, kill, memory, mqueue, open, path, poll,
-    process, read_write, signal, socket, stat, syscall_table, system, time, wait, xattr,
+    barrier, clone, credentials, descriptor, epoll, futex, identity, inotify, ioctl, ipc, kill, memory,
+    mqueue, numa, open, path, pidfd, poll, prctl, process, read_write, scheduling, signal, signalfd, socket,
+    stat, syscall_table, system, terminal, time, timer, usage, wait, xattr,
 };
 use crate::GuestAddr;
 
@@ -44,9 +45,9 @@ syscall_table! {
     33 dup2(old: Fd, new: Fd) => descriptor::dup2;
     34 pause() => signal::pause;
     35 nanosleep(request: InTimespec, remaining: GuestAddr) => time::nanosleep;
-    36 getitimer(which: i32, value: GuestAddr) => time::getitimer;
-    37 alarm(seconds: u32) => time::alarm;
-    38 setitimer(which: i32, new: GuestAddr, old: GuestAddr) => time::setitimer;
+    36 getitimer(which: i32, value: GuestAddr) => timer::getitimer;
+    37 alarm(seconds: u32) => timer::alarm;
+    38 setitimer(which: i32, new: GuestAddr, old: GuestAddr) => timer::setitimer;
     39 getpid() => identity::getpid;
     40 sendfile(out: Fd, input: Fd, offset: GuestAddr, count: usize) => read_write::sendfile;
     59 execve(path: Path, argv: GuestAddr, envp: GuestAddr) => process::execve;
@@ -107,30 +108,33 @@ syscall_table! {
     95 umask(mask: Mode) => open::umask;
     96 gettimeofday(time: GuestAddr, zone: GuestAddr) => time::gettimeofday;
     97 getrlimit(which: Resource, limit: GuestAddr) => system::getrlimit;
-    98 getrusage(who: i32, usage: GuestAddr) => system::getrusage;
+    98 getrusage(who: i32, usage: GuestAddr) => usage::getrusage;
     99 sysinfo(buf: GuestAddr) => system::sysinfo;
-    100 times(buf: GuestAddr) => time::times;
-    102 getuid() => identity::getuid;
-    104 getgid() => identity::getgid;
-    105 setuid(uid: u32) => identity::setuid;
-    106 setgid(gid: u32) => identity::setgid;
-    107 geteuid() => identity::geteuid;
-    108 getegid() => identity::getegid;
+    100 times(buf: GuestAddr) => usage::times;
+    102 getuid() => credentials::getuid;
+    104 getgid() => credentials::getgid;
+    105 setuid(uid: u32) => credentials::setuid;
+    106 setgid(gid: u32) => credentials::setgid;
+    107 geteuid() => credentials::geteuid;
+    108 getegid() => credentials::getegid;
     109 setpgid(pid: i32, pgid: i32) => identity::setpgid;
     110 getppid() => identity::getppid;
     111 getpgrp() => identity::getpgrp;
     112 setsid() => identity::setsid;
-    113 setreuid(real: u32, effective: u32) => identity::setreuid;
-    114 setregid(real: u32, effective: u32) => identity::setregid;
-    115 getgroups(size: i32, list: GuestAddr) => identity::getgroups;
-    117 setresuid(real: u32, effective: u32, saved: u32) => identity::setresuid;
-    118 getresuid(real: GuestAddr, effective: GuestAddr, saved: GuestAddr) => identity::getresuid;
-    119 setresgid(real: u32, effective: u32, saved: u32) => identity::setresgid;
-    120 getresgid(real: GuestAddr, effective: GuestAddr, saved: GuestAddr) => identity::getresgid;
+    113 setreuid(real: u32, effective: u32) => credentials::setreuid;
+    114 setregid(real: u32, effective: u32) => credentials::setregid;
+    115 getgroups(size: i32, list: GuestAddr) => credentials::getgroups;
+    116 setgroups(size: i32, list: GuestAddr) => credentials::setgroups;
+    117 setresuid(real: u32, effective: u32, saved: u32) => credentials::setresuid;
+    118 getresuid(real: GuestAddr, effective: GuestAddr, saved: GuestAddr) => credentials::getresuid;
+    119 setresgid(real: u32, effective: u32, saved: u32) => credentials::setresgid;
+    120 getresgid(real: GuestAddr, effective: GuestAddr, saved: GuestAddr) => credentials::getresgid;
     121 getpgid(pid: i32) => identity::getpgid;
-    122 setfsuid(uid: u32) => identity::setfsuid;
-    123 setfsgid(gid: u32) => identity::setfsgid;
+    122 setfsuid(uid: u32) => credentials::setfsuid;
+    123 setfsgid(gid: u32) => credentials::setfsgid;
     124 getsid(pid: i32) => identity::getsid;
+    125 capget(header: GuestAddr, data: GuestAddr) => credentials::capget;
+    126 capset(header: GuestAddr, data: GuestAddr) => credentials::capset;
     127 rt_sigpending(set: GuestAddr, size: usize) => signal::rt_sigpending;
     128 rt_sigtimedwait(set: GuestAddr, info: GuestAddr, timeout: GuestAddr, size: usize) => signal::rt_sigtimedwait;
     129 rt_sigqueueinfo(pid: i32, signo: Signo, info: GuestAddr) => kill::rt_sigqueueinfo;
@@ -138,21 +142,24 @@ syscall_table! {
     131 sigaltstack(new: GuestAddr, old: GuestAddr) => signal::sigaltstack;
     132 utime(path: Path, times: GuestAddr) => path::utime;
     133 mknod(path: Path, mode: Mode, device: u32) => path::mknod;
+    135 personality(persona: u32) => scheduling::personality;
     137 statfs(path: Path, buf: Hex) => path::statfs;
     138 fstatfs(fd: Fd, buf: Hex) => stat::fstatfs;
-    140 getpriority(which: i32, who: i32) => system::getpriority;
-    141 setpriority(which: i32, who: i32, nice: i32) => system::setpriority;
-    143 sched_getparam(pid: i32, param: GuestAddr) => system::sched_getparam;
-    144 sched_setscheduler(pid: i32, policy: i32, param: GuestAddr) => system::sched_setscheduler;
-    145 sched_getscheduler(pid: i32) => system::sched_getscheduler;
+    140 getpriority(which: i32, who: i32) => scheduling::getpriority;
+    141 setpriority(which: i32, who: i32, nice: i32) => scheduling::setpriority;
+    142 sched_setparam(pid: i32, param: GuestAddr) => scheduling::sched_setparam;
+    143 sched_getparam(pid: i32, param: GuestAddr) => scheduling::sched_getparam;
+    144 sched_setscheduler(pid: i32, policy: i32, param: GuestAddr) => scheduling::sched_setscheduler;
+    145 sched_getscheduler(pid: i32) => scheduling::sched_getscheduler;
     146 sched_get_priority_max(policy: i32) => system::sched_get_priority_max;
     147 sched_get_priority_min(policy: i32) => system::sched_get_priority_min;
     148 sched_rr_get_interval(pid: i32, time: GuestAddr) => system::sched_rr_get_interval;
     149 mlock(addr: GuestAddr, len: u64) => memory::mlock;
-    150 munlock(addr: GuestAddr, len: u64) => memory::mlock;
+    150 munlock(addr: GuestAddr, len: u64) => memory::munlock;
     151 mlockall(flags: i32) => memory::mlockall;
     152 munlockall() => memory::munlockall;
-    157 prctl(option: i32, arg2: Hex, arg3: Hex, arg4: Hex, arg5: Hex) => process::prctl;
+    153 vhangup() => terminal::vhangup;
+    157 prctl(option: i32, arg2: Hex, arg3: Hex, arg4: Hex, arg5: Hex) => prctl::prctl;
     158 arch_prctl(code: ArchPrctl, addr: GuestAddr) => process::arch_prctl;
     160 setrlimit(which: Resource, limit: GuestAddr) => system::setrlimit;
     162 sync() => descriptor::sync;
@@ -174,13 +181,19 @@ syscall_table! {
     201 time(result: GuestAddr) => time::time;
     202 futex(addr: GuestAddr, operation: i32, value: u32, timeout: GuestAddr, addr2: GuestAddr, value3: u32)
         => futex::futex;
-    203 sched_setaffinity(pid: i32, size: usize, mask: GuestAddr) => system::sched_setaffinity;
-    204 sched_getaffinity(pid: i32, size: usize, mask: GuestAddr) => system::sched_getaffinity;
+    203 sched_setaffinity(pid: i32, size: usize, mask: GuestAddr) => scheduling::sched_setaffinity;
+    204 sched_getaffinity(pid: i32, size: usize, mask: GuestAddr) => scheduling::sched_getaffinity;
     213 epoll_create(size: i32) => epoll::epoll_create;
     217 getdents64(fd: Fd, buf: GuestAddr, size: u32) => stat::getdents64;
     218 set_tid_address(addr: GuestAddr) => process::set_tid_address;
+    219 restart_syscall() => time::restart_syscall;
     220 semtimedop(id: i32, operations: GuestAddr, count: usize, timeout: GuestAddr) => ipc::semtimedop;
     221 fadvise64(fd: Fd, offset: i64, length: i64, advice: i32) => descriptor::fadvise64;
+    222 timer_create(clock: ClockId, event: GuestAddr, timer: GuestAddr) => timer::timer_create;
+    223 timer_settime(timer: i32, flags: i32, new: GuestAddr, old: GuestAddr) => timer::timer_settime;
+    224 timer_gettime(timer: i32, value: GuestAddr) => timer::timer_gettime;
+    225 timer_getoverrun(timer: i32) => timer::timer_getoverrun;
+    226 timer_delete(timer: i32) => timer::timer_delete;
     227 clock_settime(clock: ClockId, time: InTimespec) => time::clock_settime;
     228 clock_gettime(clock: ClockId, time: OutTimespec) => time::clock_gettime;
     229 clock_getres(clock: ClockId, time: OutTimespec) => time::clock_getres;
@@ -190,6 +203,9 @@ syscall_table! {
     233 epoll_ctl(epoll: Fd, operation: i32, fd: Fd, event: GuestAddr) => epoll::epoll_ctl;
     234 tgkill(tgid: i32, tid: i32, signo: Signo) => kill::tgkill;
     235 utimes(path: Path, times: GuestAddr) => path::utimes;
+    237 mbind(addr: GuestAddr, len: u64, mode: i32, nodes: GuestAddr, bits: u64, flags: u32) => numa::mbind;
+    238 set_mempolicy(mode: i32, nodes: GuestAddr, bits: u64) => numa::set_mempolicy;
+    239 get_mempolicy(mode: GuestAddr, nodes: GuestAddr, bits: u64, addr: GuestAddr, flags: u64) => numa::get_mempolicy;
     240 mq_open(name: Path, flags: OpenFlags, mode: Mode, attributes: GuestAddr) => mqueue::mq_open;
     241 mq_unlink(name: Path) => mqueue::mq_unlink;
     242 mq_timedsend(fd: Fd, message: InBytes, len: usize, priority: u32, timeout: GuestAddr) => mqueue::mq_timedsend;
@@ -198,10 +214,12 @@ syscall_table! {
     244 mq_notify(fd: Fd, event: GuestAddr) => mqueue::mq_notify;
     245 mq_getsetattr(fd: Fd, new: GuestAddr, old: GuestAddr) => mqueue::mq_getsetattr;
     247 waitid(kind: i32, id: i32, info: GuestAddr, options: WaitOptions, usage: GuestAddr) => wait::waitid;
-    252 ioprio_get(which: i32, who: i32) => system::ioprio_get;
+    251 ioprio_set(which: i32, who: i32, priority: i32) => scheduling::ioprio_set;
+    252 ioprio_get(which: i32, who: i32) => scheduling::ioprio_get;
     253 inotify_init() => inotify::inotify_init;
     254 inotify_add_watch(fd: Fd, path: Path, mask: u32) => inotify::inotify_add_watch;
     255 inotify_rm_watch(fd: Fd, watch: i32) => inotify::inotify_rm_watch;
+    256 migrate_pages(pid: i32, bits: u64, from: GuestAddr, to: GuestAddr) => numa::migrate_pages;
     257 openat(dir: DirFd, path: Path, flags: OpenFlags, mode: Mode) => open::openat;
     258 mkdirat(dir: DirFd, path: Path, mode: Mode) => path::mkdirat;
     259 mknodat(dir: DirFd, path: Path, mode: Mode, device: u32) => path::mknodat;
@@ -225,12 +243,20 @@ syscall_table! {
     275 splice(input: Fd, from: GuestAddr, out: Fd, to: GuestAddr, len: usize, flags: u32) => read_write::splice;
     276 tee(input: Fd, out: Fd, len: usize, flags: u32) => read_write::tee;
     277 sync_file_range(fd: Fd, offset: i64, length: i64, flags: u32) => descriptor::sync_file_range;
+    279 move_pages(
+        pid: i32, count: u64, pages: GuestAddr, nodes: GuestAddr, status: GuestAddr, flags: u32,
+    ) => numa::move_pages;
     280 utimensat(dir: DirFd, path: OptionalPath, times: GuestAddr, flags: AtFlags) => path::utimensat;
     281 epoll_pwait(epoll: Fd, events: GuestAddr, most: i32, timeout: i32, mask: GuestAddr, size: usize)
         => epoll::epoll_pwait;
+    282 signalfd(fd: Fd, mask: GuestAddr, size: usize) => signalfd::signalfd;
+    283 timerfd_create(clock: ClockId, flags: i32) => timer::timerfd_create;
     284 eventfd(initial: u32) => open::eventfd;
     285 fallocate(fd: Fd, mode: i32, offset: i64, length: i64) => descriptor::fallocate;
+    286 timerfd_settime(fd: Fd, flags: i32, new: GuestAddr, old: GuestAddr) => timer::timerfd_settime;
+    287 timerfd_gettime(fd: Fd, value: GuestAddr) => timer::timerfd_gettime;
     288 accept4(fd: Fd, addr: GuestAddr, len: GuestAddr, flags: i32) => socket::accept4;
+    289 signalfd4(fd: Fd, mask: GuestAddr, size: usize, flags: i32) => signalfd::signalfd4;
     290 eventfd2(initial: u32, flags: i32) => open::eventfd2;
     291 epoll_create1(flags: OpenFlags) => epoll::epoll_create1;
     292 dup3(old: Fd, new: Fd, flags: OpenFlags) => descriptor::dup3;
@@ -240,16 +266,17 @@ syscall_table! {
     296 pwritev(fd: Fd, iov: InIovecs, count: usize, offset: i64) => read_write::pwritev;
     297 rt_tgsigqueueinfo(tgid: i32, tid: i32, signo: Signo, info: GuestAddr) => kill::rt_tgsigqueueinfo;
     299 recvmmsg(fd: Fd, messages: GuestAddr, count: u32, flags: i32, timeout: GuestAddr) => socket::recvmmsg;
-    300 fanotify_init(flags: u32, event_flags: u32) => inotify::fanotify_init;
     302 prlimit64(pid: i32, which: Resource, new: GuestAddr, old: GuestAddr) => system::prlimit64;
     306 syncfs(fd: Fd) => descriptor::syncfs;
     307 sendmmsg(fd: Fd, messages: GuestAddr, count: u32, flags: i32) => socket::sendmmsg;
     309 getcpu(cpu: GuestAddr, node: GuestAddr, cache: GuestAddr) => system::getcpu;
+    314 sched_setattr(pid: i32, attr: GuestAddr, flags: u32) => scheduling::sched_setattr;
+    315 sched_getattr(pid: i32, attr: GuestAddr, size: u32, flags: u32) => scheduling::sched_getattr;
     316 renameat2(old: DirFd, from: Path, new: DirFd, to: Path, flags: u32) => path::renameat2;
     318 getrandom(buf: OutBytes, count: usize, flags: RandomFlags) => system::getrandom;
     319 memfd_create(name: Path, flags: Hex) => open::memfd_create;
     322 execveat(dir: DirFd, path: Path, argv: GuestAddr, envp: GuestAddr, flags: AtFlags) => process::execveat;
-    324 membarrier(command: i32, flags: u32, cpu: i32) => system::membarrier;
+    324 membarrier(command: i32, flags: u32, cpu: i32) => barrier::membarrier;
     325 mlock2(addr: GuestAddr, len: u64, flags: i32) => memory::mlock2;
     326 copy_file_range(input: Fd, from: GuestAddr, out: Fd, to: GuestAddr, len: usize, flags: u32)
         => read_write::copy_file_range;
@@ -257,9 +284,12 @@ syscall_table! {
     328 pwritev2(fd: Fd, iov: InIovecs, count: usize, offset: i64, high: u64, flags: i32) => read_write::pwritev2;
     332 statx(dir: DirFd, path: Path, flags: AtFlags, mask: Hex, buf: GuestAddr) => stat::statx;
     334 rseq(area: GuestAddr, len: u32, flags: i32, signature: Hex) => process::rseq;
+    424 pidfd_send_signal(fd: Fd, signo: Signo, info: GuestAddr, flags: u32) => pidfd::pidfd_send_signal;
+    434 pidfd_open(pid: i32, flags: i32) => pidfd::pidfd_open;
     435 clone3(args: GuestAddr, size: usize) => clone::clone3;
     436 close_range(first: u32, last: u32, flags: u32) => open::close_range;
     437 openat2(dir: DirFd, path: Path, how: GuestAddr, size: usize) => open::openat2;
+    438 pidfd_getfd(pidfd: Fd, fd: Fd, flags: u32) => pidfd::pidfd_getfd;
     439 faccessat2(dir: DirFd, path: Path, mode: AccessMode, flags: AtFlags) => path::faccessat2;
     441 epoll_pwait2(epoll: Fd, events: GuestAddr, most: i32, timeout: GuestAddr, mask: GuestAddr, size: usize)
         => epoll::epoll_pwait2;

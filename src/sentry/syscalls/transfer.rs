@@ -1,14 +1,15 @@
 //! Bytes between files and guest memory: the common part of read, write and their vectored kin.
 
 use super::{SysResult, socket, stream};
-use crate::GuestAddr;
 use crate::sentry::abi::{Iovec, MAX_RW_COUNT};
 use crate::sentry::errno::Errno;
-use crate::sentry::file::{File, FileType};
+use crate::sentry::file::{File, FileType, Kind};
 use crate::sentry::guest_memory::{GuestMemory, GuestMemoryExt as _};
 use crate::sentry::host;
+use crate::sentry::procfs::Node;
 use crate::sentry::signals::SigInfo;
 use crate::sentry::task::Task;
+use crate::{Context, GuestAddr};
 use std::os::fd::AsFd as _;
 
 /// Bytes that go through the task's buffer at a time. A multiple of a pipe's atomic size.
@@ -67,6 +68,12 @@ impl Segments {
         done
     }
 
+    /// The address of the whole, if it is contiguous and so short that it can travel with the result.
+    pub(super) fn small(&self, len: usize) -> Option<GuestAddr> {
+        let is_small = len <= Context::SMALL_COPY && len as u64 <= self.current.len;
+        is_small.then(|| GuestAddr::new(self.current.base))
+    }
+
     /// Copies from the guest; returns how much arrived before a bad address.
     pub(super) fn copy_in(&mut self, memory: &dyn GuestMemory, bytes: &mut [u8]) -> usize {
         let mut done = 0;
@@ -97,6 +104,17 @@ pub(super) fn read(task: &mut Task, file: &File, segments: Segments, offset: Opt
     if offset.is_none() && file.file_type() == FileType::Socket {
         return socket::read(task, file, segments);
     }
+    task.refresh(file, offset)?;
+    match file.kind() {
+        Kind::Signals(signals) if offset.is_none() => {
+            return super::signalfd::read(task, file, signals, segments);
+        }
+        Kind::Pid(_) if offset.is_none() => return Err(Errno::EINVAL),
+        _ => {}
+    }
+    if let Some(terminal) = file.terminal() {
+        task.check_terminal_read(file, terminal)?;
+    }
     let mut buffer = take_buffer(task, segments.left().min(CHUNK));
     let result = read_through(task, file, segments, offset, &mut buffer);
     task.buffer = buffer;
@@ -126,6 +144,11 @@ fn read_through(
             Err(_) if total > 0 => break,
             Err(errno) => return Err(errno),
         };
+        // A regular file's position has to go back if the bytes do not arrive, which would be known too late.
+        let is_last = total == 0 && (offset.is_some() || file.file_type() != FileType::Regular);
+        if let Some(addr) = segments.small(len).filter(|_| is_last) {
+            return task.give(addr, &buffer[..len]).map(|()| len as i64);
+        }
         let copied = segments.copy_out(task.memory(), &buffer[..len]);
         total += copied;
         if copied < len {
@@ -146,17 +169,40 @@ fn read_through(
 }
 
 /// Writes guest memory to a file, at the file's own position or at `offset`.
-pub(super) fn write(task: &mut Task, file: &File, segments: Segments, offset: Option<i64>) -> SysResult {
+pub(super) fn write(task: &mut Task, file: &File, mut segments: Segments, offset: Option<i64>) -> SysResult {
     if offset.is_some_and(|offset| offset < 0) {
         return Err(Errno::EINVAL);
     }
     if offset.is_none() && file.file_type() == FileType::Socket {
         return socket::write(task, file, segments);
     }
+    if let Some(proc) = file.proc().filter(|proc| proc.is_text()) {
+        return write_to_proc(task, file, proc.node(), segments);
+    }
+    if matches!(file.kind(), Kind::Signals(_) | Kind::Pid(_)) && offset.is_none() {
+        return Err(Errno::EINVAL);
+    }
+    if let Some(terminal) = file.terminal() {
+        task.check_terminal_write(file, terminal)?;
+    }
+    let allowed = task.within_file_limit(file, offset, segments.left())?;
+    segments.left = segments.left.min(allowed);
     let mut buffer = take_buffer(task, segments.left().min(CHUNK));
     let result = write_through(task, file, segments, offset, &mut buffer);
     task.buffer = buffer;
     result
+}
+
+/// Writes to a file of the guest's `/proc`, of which the first page is as much as any takes.
+fn write_to_proc(task: &mut Task, file: &File, node: Node, mut segments: Segments) -> SysResult {
+    // Nothing: the host says whether the descriptor is open for writing.
+    host::write(file.as_fd(), &[][..])?;
+    let mut bytes = vec![0; segments.left().min(crate::PAGE_SIZE as usize)];
+    let copied = segments.copy_in(task.memory(), &mut bytes);
+    if copied < bytes.len() {
+        return Err(Errno::EFAULT);
+    }
+    task.write_text(node, &bytes).map(|taken| taken as i64)
 }
 
 fn write_through(
@@ -173,7 +219,7 @@ fn write_through(
             left if left <= CHUNK => left,
             left => (left - 1) % CHUNK + 1,
         };
-        let copied = segments.copy_in(task.memory(), &mut buffer[..wanted]);
+        let copied = segments.copy_in(&task.near_memory(), &mut buffer[..wanted]);
         if copied == 0 && wanted > 0 {
             return if total > 0 { Ok(total as i64) } else { Err(Errno::EFAULT) };
         }
@@ -198,10 +244,8 @@ fn write_through(
                             libc::SIGPIPE,
                             libc::SI_USER,
                             task.process.pid,
-                            0,
+                            task.credentials().user.real,
                         ));
-                    } else if errno == Errno::EFBIG && task.process.limits().limits_file_size() {
-                        let _ = task.signal_self(SigInfo::from_kernel(libc::SIGXFSZ));
                     }
                     return if total > 0 { Ok(total as i64) } else { Err(errno) };
                 }

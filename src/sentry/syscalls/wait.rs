@@ -30,19 +30,6 @@ fn wait_for(task: &mut Task, request: &WaitRequest, no_hang: bool) -> Result<Opt
     }
 }
 
-impl Usage {
-    /// `struct rusage`, the fields that are kept.
-    pub(super) fn to_rusage(self) -> [u64; 18] {
-        let micros = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000 / 1000];
-        let mut usage = [0; 18];
-        let words = micros(self.user_ns).into_iter().chain(micros(self.system_ns)).chain([self.max_rss_kib]);
-        for (to, from) in usage.iter_mut().zip(words) {
-            *to = from;
-        }
-        usage
-    }
-}
-
 pub(super) fn wait4(
     task: &mut Task,
     pid: i32,
@@ -94,6 +81,12 @@ pub(super) fn waitid(
         libc::P_PID if id > 0 => WaitFor::Process(id),
         libc::P_PGID if id == 0 => WaitFor::Group(task.with_node(|node| node.group).unwrap_or(0)),
         libc::P_PGID if id > 0 => WaitFor::Group(id),
+        libc::P_PIDFD if id >= 0 => match task.process_of_pid_file(id) {
+            Ok(process) => WaitFor::Process(process.pid),
+            // It was waited for: it is nobody's child any more.
+            Err(Errno::ESRCH) => return Err(Errno::ECHILD),
+            Err(errno) => return Err(errno),
+        },
         _ => return Err(Errno::EINVAL),
     };
     let request = WaitRequest {
@@ -105,13 +98,18 @@ pub(super) fn waitid(
         clones_only: options.0 & WCLONE != 0,
         all_kinds: options.0 & WALL != 0,
     };
-    let found = wait_for(task, &request, options.0 & libc::WNOHANG != 0)?;
+    let no_hang = options.0 & libc::WNOHANG != 0;
+    let by_nonblocking = kind as u32 == libc::P_PIDFD && task.file(id)?.is_nonblocking();
+    let found = wait_for(task, &request, no_hang || by_nonblocking)?;
+    if found.is_none() && by_nonblocking && !no_hang {
+        return Err(Errno::EAGAIN);
+    }
     if let Some(found) = found {
         task.memory().write_optional(usage, &found.usage.to_rusage())?;
     }
     // The kernel stores the seven fields of a child's signal one by one and leaves the rest as it is.
     let shown = found.map_or(SigInfo([0; 128]), |found| {
-        SigInfo::from_child(libc::SIGCHLD, found.code, found.pid, found.status, Usage::default())
+        SigInfo::from_child(libc::SIGCHLD, found.code, (found.pid, found.uid), found.status, Usage::default())
     });
     if info != GuestAddr::NULL {
         let fields: &[u8] = shown.0.get(..28).unwrap_or_default();

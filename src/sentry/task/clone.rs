@@ -1,10 +1,12 @@
 //! New threads and processes (kernel/fork.c).
 
 use super::{Task, TaskHandle, TaskParts};
+use crate::sentry::credentials::cap;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
-use crate::sentry::kernel::Child;
+use crate::sentry::kernel::{Child, Tree};
 use crate::sentry::observe::Observer;
+use crate::sentry::pidfd;
 use crate::sentry::process::{Process, lock};
 use crate::sentry::signals::{AltStack, TaskSignals};
 use crate::{GuestAddr, SwitchError};
@@ -21,6 +23,8 @@ pub(crate) struct CloneRequest {
     pub(crate) stack: u64,
     pub(crate) parent_tid: GuestAddr,
     pub(crate) child_tid: GuestAddr,
+    /// Where the number of the `CLONE_PIDFD` goes.
+    pub(crate) pid_fd: GuestAddr,
     pub(crate) tls: u64,
 }
 
@@ -130,15 +134,27 @@ impl Task {
             last_fault: self.signals.last_fault,
             ..TaskSignals::default()
         };
+        // Made before anything can be seen of the child: its table of descriptors is a copy without it.
+        let pid_file = match request.has(libc::CLONE_PIDFD) {
+            true => Some(self.install_unborn_pid_file(request.pid_fd)?),
+            false => None,
+        };
         let kernel = Arc::clone(self.kernel());
         let mut tree = kernel.tree();
-        let id = tree.new_id()?;
+        let allowed = tree.new_id().and_then(|id| self.check_process_limit(&tree).map(|()| id));
+        let id = allowed.inspect_err(|_| self.take_back(pid_file.as_ref()))?;
         let process = match is_thread {
             true => Arc::clone(&self.process),
             false => Arc::new(self.new_process(id, request)),
         };
-        let handle =
-            Arc::new(TaskHandle::new(id, Arc::clone(&process), self.handle.mask(), self.handle.name()));
+        let handle = Arc::new(TaskHandle::new(
+            id,
+            Arc::clone(&process),
+            self.handle.mask(),
+            self.handle.name(),
+            self.handle.credentials(),
+            self.handle.attributes().for_child(),
+        ));
         if !is_thread {
             process.set_stub_pid(mm.space().pid());
             let parent = match request.has(libc::CLONE_PARENT) {
@@ -147,6 +163,10 @@ impl Task {
             };
             let exit_signal = request.exit_signal;
             tree.add(Child { process: Arc::clone(&process), parent, creator: self.tid(), exit_signal });
+            process.sample_if_limited();
+            if let Some(file) = &pid_file {
+                pidfd::adopt(file, &process);
+            }
         }
         tree.add_thread(&handle);
         drop(tree);
@@ -176,12 +196,26 @@ impl Task {
         if kernel.workers.run(move || task.run_to_end()).is_err() {
             kernel.thread_ended(&handle, super::ExitStatus::Signaled(libc::SIGKILL), Default::default());
             kernel.tree().reap(id);
+            self.take_back(pid_file.as_ref());
             return Err(Errno::EAGAIN);
         }
         if request.has(libc::CLONE_VFORK) {
             self.wait_for_gate(&gate);
         }
         Ok(i64::from(id))
+    }
+
+    /// `RLIMIT_NPROC`: the tasks of the task's real user, of this guest. Root has no such limit.
+    fn check_process_limit(&self, tree: &Tree) -> Result<(), Errno> {
+        let limit = self.process.limits().soft(libc::RLIMIT_NPROC);
+        let own = self.credentials();
+        let exempt = own.user.real == 0 || own.has(cap::SYS_RESOURCE) || own.has(cap::SYS_ADMIN);
+        if limit == libc::RLIM_INFINITY || exempt {
+            return Ok(());
+        }
+        let user = own.user.real;
+        let count = tree.threads().filter(|thread| thread.credentials().user.real == user).count();
+        if count as u64 >= limit { Err(Errno::EAGAIN) } else { Ok(()) }
     }
 
     fn new_process(&self, pid: i32, request: &CloneRequest) -> Process {
@@ -194,7 +228,11 @@ impl Task {
         };
         let limits = self.process.limits().clone();
         let program = self.process.program().clone();
-        Process::new(Arc::clone(self.kernel()), pid, actions, limits, program)
+        let credentials = self.handle.credentials();
+        let process = Process::new(Arc::clone(self.kernel()), pid, actions, limits, program, credentials);
+        process.copy_oom_score_adj(&self.process);
+        *process.attributes() = self.process.attributes().clone();
+        process
     }
 
     /// Waits until the child of a `vfork` lets go of the memory. Only the process's end ends it earlier.

@@ -3,8 +3,6 @@
 use super::Task;
 use crate::GuestAddr;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
-use crate::sentry::host;
-use crate::sentry::kernel::tree::Usage;
 use crate::sentry::process::lock;
 use crate::sentry::signals::signal_name;
 use crate::sentry::task::ExitStatus;
@@ -13,9 +11,10 @@ use std::sync::Arc;
 impl Task {
     /// Runs the task in the calling thread until it has ended, and clears up after it.
     pub(crate) fn run_to_end(mut self) {
-        self.used_before_ns = host::thread_time_ns();
         self.handle.attach(self.context.interrupter());
-        let status = match self.run() {
+        self.handle.start_clock();
+        let result = if self.act_as_guest() { self.run() } else { Ok(ExitStatus::Signaled(libc::SIGKILL)) };
+        let status = match result {
             Ok(status) => status,
             Err(error) => {
                 // The stub process is gone: nothing of the guest process can go on.
@@ -40,13 +39,9 @@ impl Task {
         self.context.count_answers();
         let kernel = Arc::clone(self.kernel());
         lock(&kernel.counts).absorb(&self.observer.counts);
-        let own_ns = host::thread_time_ns().saturating_sub(self.used_before_ns);
-        let usage = self.process.add_usage(Usage { system_ns: own_ns, ..Usage::default() });
-        let usage = match Arc::strong_count(&self.mm) {
-            // Nobody else runs in that memory: what its stub process has used is this process's.
-            1 => usage.plus(self.mm.usage()),
-            _ => usage,
-        };
+        let usage = self.process.add_thread_usage(&self.handle);
+        let is_last = self.process.threads().len() <= 1;
+        let usage = if is_last { usage.plus(self.mm.memory_usage()) } else { usage };
         let handle = Arc::clone(&self.handle);
         // Everything that the task holds goes before others hear of its end; the parent of a vfork goes on first.
         let Task { context, mm, files, fs, vfork_gate, .. } = self;
@@ -56,6 +51,8 @@ impl Task {
         drop(fs);
         drop(vfork_gate);
         kernel.thread_ended(&handle, status, usage);
+        // The thread may run another guest's task next, or be the embedder's.
+        kernel.act_as_supervisor();
     }
 
     /// `CLONE_CHILD_CLEARTID`: zeroes the word and wakes who waits for it (kernel/fork.c `mm_release`).

@@ -1,13 +1,17 @@
 //! A guest thread.
 
+mod act;
 mod clone;
 mod exit;
 mod handle;
+mod near;
+mod restart;
 mod waiting;
 
 use clone::VforkGate;
 pub(crate) use clone::{CLONE_NEWTIME, CloneRequest, NAMESPACES};
-pub(crate) use handle::TaskHandle;
+pub(crate) use handle::{Belongings, Place, TaskHandle};
+pub(crate) use restart::Restart;
 pub(crate) use waiting::Parked;
 
 use super::errno::Errno;
@@ -41,6 +45,15 @@ impl ExitStatus {
             ExitStatus::Signaled(signo) => 128 + signo,
         }
     }
+
+    /// Ends this process in the same way, so that a shell that started it sees what it would have seen of the guest:
+    /// one that runs a loop stops at Ctrl-C only if its child has died of it.
+    pub fn end_this_process(self) -> ! {
+        if let ExitStatus::Signaled(signo) = self {
+            crate::sentry::host::die_of(signo);
+        }
+        std::process::exit(self.code())
+    }
 }
 
 /// What happens to the guest's registers after a call.
@@ -53,6 +66,14 @@ pub(crate) enum AfterCall {
     ReturnFromHandler,
     /// The registers are new (`execve`).
     Replaced,
+    /// The stub thread makes the call for its guest and goes on with its result; if it is interrupted it is to be
+    /// restarted like this.
+    Executed {
+        /// The call's number.
+        nr: u32,
+        /// One of the kernel's restart codes.
+        restart: Errno,
+    },
 }
 
 /// A guest thread: its execution state, and its share of what its process owns. Only the thread of the supervisor
@@ -77,8 +98,8 @@ pub(crate) struct Task {
     pub(crate) robust_list: u64,
     /// The parent of a `vfork` waits behind it until this task executes a program or ends.
     vfork_gate: Option<VforkGate>,
-    /// What the thread that runs the task had used before.
-    used_before_ns: u64,
+    /// How the call that a signal interrupted goes on, if no handler runs.
+    pub(crate) restart: Option<Restart>,
 }
 
 /// What a task is made of, apart from what it always starts with.
@@ -93,6 +114,7 @@ pub(crate) struct TaskParts {
 }
 
 /// A directory that a path is relative to.
+#[derive(Clone)]
 pub(crate) enum Directory {
     /// The working directory.
     Working(Arc<OwnedFd>),
@@ -113,7 +135,7 @@ impl Task {
     pub(crate) fn new(parts: TaskParts) -> Self {
         let TaskParts { context, mm, handle, files, fs, signals, observer } = parts;
         let process = Arc::clone(&handle.process);
-        Self {
+        let task = Self {
             context,
             mm,
             process,
@@ -128,8 +150,19 @@ impl Task {
             clear_child_tid: 0,
             robust_list: 0,
             vfork_gate: None,
-            used_before_ns: 0,
-        }
+            restart: None,
+        };
+        task.share_belongings();
+        task
+    }
+
+    /// Shows `/proc` what the task has.
+    pub(crate) fn share_belongings(&self) {
+        self.handle.set_belongings(Belongings {
+            mm: Arc::downgrade(&self.mm),
+            files: Arc::downgrade(&self.files),
+            fs: Arc::downgrade(&self.fs),
+        });
     }
 
     pub(crate) fn kernel(&self) -> &Arc<Kernel> {
@@ -148,7 +181,10 @@ impl Task {
 
     /// The descriptor table.
     pub(crate) fn files(&self) -> MutexGuard<'_, FdTable> {
-        lock(&self.files)
+        let mut files = lock(&self.files);
+        // Processes that share a table have limits of their own.
+        files.set_limit(self.process.current_limits().descriptors());
+        files
     }
 
     /// `unshare(CLONE_FILES)`: goes on with a copy of the descriptor table.
@@ -156,6 +192,7 @@ impl Task {
         if Arc::strong_count(&self.files) > 1 {
             let copy = self.files().clone();
             self.files = Arc::new(Mutex::new(copy));
+            self.share_belongings();
         }
     }
 
@@ -164,6 +201,7 @@ impl Task {
         if Arc::strong_count(&self.fs) > 1 {
             let copy = self.fs().clone();
             self.fs = Arc::new(Mutex::new(copy));
+            self.share_belongings();
         }
     }
 
@@ -179,7 +217,12 @@ impl Task {
 
     /// Gives a new open file the lowest free number.
     pub(crate) fn install(&self, host: OwnedFd, cloexec: bool) -> Result<i64, Errno> {
-        self.files().insert(Arc::new(File::new(host)), cloexec).map(i64::from)
+        self.install_file(Arc::new(File::new(host)), cloexec)
+    }
+
+    /// Gives an open file the lowest free number.
+    pub(crate) fn install_file(&self, file: Arc<File>, cloexec: bool) -> Result<i64, Errno> {
+        self.files().insert(file, cloexec).map(i64::from)
     }
 
     /// What a `dirfd` argument stands for.

@@ -155,6 +155,17 @@ impl<T: Object> Table<T> {
         Ok(id)
     }
 
+    /// How many there are, and the highest place in the table.
+    fn numbers(&self) -> (i32, i64) {
+        (self.objects.len() as i32, self.objects.len().saturating_sub(1) as i64)
+    }
+
+    /// The id of the object at a place in the table (`SHM_STAT` and its kin).
+    fn at(&self, place: i32) -> Result<i32, Errno> {
+        let id = usize::try_from(place).ok().and_then(|place| self.objects.keys().nth(place));
+        id.copied().ok_or(Errno::EINVAL)
+    }
+
     fn get(&mut self, id: i32) -> Result<&mut T, Errno> {
         self.objects.get_mut(&id).ok_or(Errno::EINVAL)
     }

@@ -17,6 +17,9 @@ const LARGEST: usize = 8192;
 /// `MSGMNB`, and what the superuser can raise it to.
 const ROOM: u64 = 16_384;
 const MOST_ROOM: u64 = 16 << 20;
+const MSG_STAT: i32 = 11;
+const MSG_INFO: i32 = 12;
+const MSG_STAT_ANY: i32 = 13;
 const MSG_COPY: i32 = 0o40_000;
 
 #[derive(Default)]
@@ -215,11 +218,23 @@ pub(in crate::sentry::syscalls) fn msgctl(
             queue.waiters.ring();
             Ok(0)
         }
-        libc::IPC_STAT => {
+        libc::IPC_INFO | MSG_INFO => {
+            let (used, highest) = lock(&kernel.ipc.queues).numbers();
+            // struct msginfo: msgpool, msgmap, msgmax, msgmnb, msgmni, msgssz, msgtql, msgseg (16 bits)
+            let (pool, map) =
+                if command & !IPC_64 == MSG_INFO { (used, used) } else { (MOST as i32, ROOM as i32) };
+            let info = [pool, map, LARGEST as i32, ROOM as i32, MOST as i32, 16, ROOM as i32, 0xffff];
+            task.memory().write_object(buf, &info).map(|()| highest)
+        }
+        kind @ (libc::IPC_STAT | MSG_STAT | MSG_STAT_ANY) => {
+            let id = if kind == libc::IPC_STAT { id } else { lock(&kernel.ipc.queues).at(id)? };
+            let result = if kind == libc::IPC_STAT { 0 } else { i64::from(id) };
             let status = {
                 let mut table = lock(&kernel.ipc.queues);
                 let queue = table.get(id)?;
-                queue.permissions.check(0o4)?;
+                if kind != MSG_STAT_ANY {
+                    queue.permissions.check(0o4)?;
+                }
                 Status {
                     permissions: queue.permissions,
                     sent_at: queue.sent_at,
@@ -233,7 +248,7 @@ pub(in crate::sentry::syscalls) fn msgctl(
                     unused: [0; 2],
                 }
             };
-            task.memory().write_object(buf, &status).map(|()| 0)
+            task.memory().write_object(buf, &status).map(|()| result)
         }
         _ => Err(Errno::EINVAL),
     }

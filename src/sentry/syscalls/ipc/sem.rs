@@ -23,6 +23,9 @@ const GETVAL: i32 = 12;
 const GETALL: i32 = 13;
 const GETNCNT: i32 = 14;
 const GETZCNT: i32 = 15;
+const SEM_STAT: i32 = 18;
+const SEM_INFO: i32 = 19;
+const SEM_STAT_ANY: i32 = 20;
 const SETVAL: i32 = 16;
 const SETALL: i32 = 17;
 
@@ -262,6 +265,18 @@ pub(in crate::sentry::syscalls) fn semctl(
         task.memory().read(addr, all_values.as_mut_bytes())?;
     }
     let mut all = lock(&kernel.ipc.semaphores);
+    if matches!(command, libc::IPC_INFO | SEM_INFO) {
+        let (used, highest) = all.sets.numbers();
+        let semaphores: usize = all.sets.objects.values().map(|set| set.semaphores.len()).sum();
+        drop(all);
+        // struct seminfo: semmap, semmni, semmns, semmnu, semmsl, semopm, semume, semusz, semvmx, semaem
+        let (usz, aem) = if command == SEM_INFO { (used, semaphores as i32) } else { (20, HIGHEST) };
+        let total = (MOST * MOST_IN_SET) as i32;
+        let (sets, size, operations) = (MOST as i32, MOST_IN_SET as i32, MOST_OPERATIONS as i32);
+        let info = [total, sets, total, total, size, operations, operations, usz, HIGHEST, aem];
+        return task.memory().write_object(addr, &info).map(|()| highest);
+    }
+    let id = if matches!(command, SEM_STAT | SEM_STAT_ANY) { all.sets.at(id)? } else { id };
     if command == libc::IPC_RMID {
         let set = all.sets.remove(id)?;
         all.undo.retain(|(_, other), _| *other != id);
@@ -271,7 +286,7 @@ pub(in crate::sentry::syscalls) fn semctl(
     }
     let set = all.sets.get(id)?;
     match command {
-        libc::IPC_SET | libc::IPC_STAT => {}
+        libc::IPC_SET | SEM_STAT_ANY => {}
         SETVAL | SETALL => set.permissions.check(0o2)?,
         _ => set.permissions.check(0o4)?,
     }
@@ -280,8 +295,7 @@ pub(in crate::sentry::syscalls) fn semctl(
         set.waiters.tasks.iter().filter(|(_, what)| (i32::from(what.0), what.1) == (number, for_zero)).count()
     };
     match command {
-        libc::IPC_STAT => {
-            set.permissions.check(0o4)?;
+        libc::IPC_STAT | SEM_STAT | SEM_STAT_ANY => {
             let status = Status {
                 permissions: set.permissions,
                 used_at: set.used_at,
@@ -292,7 +306,8 @@ pub(in crate::sentry::syscalls) fn semctl(
                 unused3: [0; 2],
             };
             drop(all);
-            task.memory().write_object(addr, &status).map(|()| 0)
+            let result = if command == libc::IPC_STAT { 0 } else { i64::from(id) };
+            task.memory().write_object(addr, &status).map(|()| result)
         }
         libc::IPC_SET => {
             set.permissions.check_owner()?;

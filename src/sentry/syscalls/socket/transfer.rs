@@ -88,7 +88,7 @@ pub(super) fn send(
     let mut sent = 0;
     let result = loop {
         let wanted = segments.left().min(piece);
-        let copied = segments.copy_in(task.memory(), &mut buffer[..wanted]);
+        let copied = segments.copy_in(&task.near_memory(), &mut buffer[..wanted]);
         if copied < wanted && (copied == 0 || !socket.is_stream()) {
             break if sent > 0 { Ok(sent) } else { Err(Errno::EFAULT) };
         }
@@ -103,7 +103,8 @@ pub(super) fn send(
     };
     task.buffer = buffer;
     if result == Err(Errno::EPIPE) && socket.is_stream() && flags & libc::MSG_NOSIGNAL == 0 {
-        let info = SigInfo::from_user(libc::SIGPIPE, libc::SI_USER, task.process.pid, 0);
+        let info =
+            SigInfo::from_user(libc::SIGPIPE, libc::SI_USER, task.process.pid, task.credentials().user.real);
         let _ = task.signal_self(info);
     }
     result.map(|sent| sent as i64)
@@ -179,7 +180,12 @@ pub(super) fn receive(
         // TCP throws away what is received with MSG_TRUNC; nothing has come into the buffer.
         let discards = flags & libc::MSG_TRUNC != 0 && socket.is_stream() && !socket.is_unix();
         let arrived = if discards { 0 } else { received.len.min(wanted) };
-        let copied = segments.copy_out(task.memory(), &buffer[..arrived]);
+        // What is short travels with the call's result.
+        let given = segments.small(arrived).filter(|_| total == 0 && !all && arrived > 0 && !extras.message);
+        let copied = match given {
+            Some(addr) => task.give(addr, &buffer[..arrived]).map(|()| arrived).unwrap_or(0),
+            None => segments.copy_out(task.memory(), &buffer[..arrived]),
+        };
         if copied < arrived {
             if total + copied == 0 || !socket.is_stream() {
                 break Err(Errno::EFAULT);
