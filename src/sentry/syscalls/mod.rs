@@ -137,7 +137,7 @@ macro_rules! syscall_table {
                     name: stringify!($name),
                     run: |task: &mut $crate::sentry::task::Task, args| {
                         let [$($arg,)* ..] = *args;
-                        $(let $arg = task.decode::<$ty>($arg)?;)*
+                        $(let $arg = <$ty as Arg>::decode($arg, task.memory())?;)*
                         let _ = args;
                         $handler(task, $($arg),*)
                     },

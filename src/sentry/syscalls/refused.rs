@@ -32,9 +32,9 @@ const REFUSALS: &[Refusal] = refusals! {
         154, 179, 216, 248, 249, 250, 301, 323, 329, 330, 331, 443, 447, 448, 453, 457, 458, 459, 460, 461, 462, 463,
         464, 465, 466, 468, 469,
     ]
-    // acct, settimeofday, swap, reboot, host names, modules, kexec, syslog, vhangup, I/O ports
+    // acct, settimeofday, swap, reboot, host names, modules, kexec, syslog, I/O ports
     MACHINE EPERM [
-        103, 153, 163, 164, 167, 168, 169, 170, 171, 172, 173, 175, 176, 246, 305, 313, 320,
+        103, 163, 164, 167, 168, 169, 170, 171, 172, 173, 175, 176, 246, 305, 313, 320,
     ]
     // pivot_root, chroot, mount, umount2, setns, open_by_handle_at, open_tree … fspick, mount_setattr, open_tree_attr
     MOUNTS EPERM [155, 161, 165, 166, 300, 304, 308, 428, 429, 430, 431, 432, 433, 442, 467]

@@ -242,7 +242,7 @@ pub(super) fn ioprio_get(task: &mut Task, which: i32, who: i32) -> SysResult {
         let attributes = task.attributes();
         match attributes.io_priority {
             // By its nice value, in the class of those who share what there is.
-            0 => 2 << 13 | (attributes.nice + 20) / 5,
+            0 => (2 << 13) | ((attributes.nice + 20) / 5),
             set => set,
         }
     };

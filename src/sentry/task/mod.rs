@@ -3,8 +3,9 @@
 mod act;
 mod clone;
 mod exit;
+mod give;
 mod handle;
-mod near;
+
 mod restart;
 mod waiting;
 
