@@ -63,7 +63,9 @@ pub(super) fn socketpair(
         return Err(Errno::EAFNOSUPPORT);
     }
     let (first, second) = host::socketpair(domain, kind | libc::SOCK_CLOEXEC, protocol)?;
-    let (first, second) = (make_file(task, first, domain, kind), make_file(task, second, domain, kind));
+    // They know each other: nobody has to find them by their inodes.
+    let make = |host| Arc::new(File::socket(host, Socket::new(domain, kind)));
+    let (first, second) = (make(first), make(second));
     for (file, peer) in [(&first, &second), (&second, &first)] {
         let socket = file.as_socket()?;
         socket.set_owner(task.process.pid);
