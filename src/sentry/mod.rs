@@ -16,6 +16,7 @@ mod file;
 mod fs_context;
 mod futex;
 mod guest_memory;
+mod hook;
 mod host;
 mod kernel;
 mod limits;
@@ -28,8 +29,12 @@ mod run;
 mod signals;
 mod syscalls;
 mod task;
+mod trace;
 
 pub use errno::Errno;
+pub use hook::{
+    ArgError, ArgValue, Argument, Call, CallEnd, CallSet, DeliveredSignal, Hook, TaskId, UnknownCall, Verdict,
+};
 pub use loader::LoadError;
 pub use observe::CallCounts;
 pub use run::{Guest, Outcome, RunError};

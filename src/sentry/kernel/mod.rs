@@ -17,11 +17,12 @@ pub(crate) use tree::{Child, Life, Node, Tree};
 pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
 
 use super::futex::FutexTable;
-use super::observe::{Counts, TraceOutput};
+use super::hook::GuestHooks;
+use super::observe::Counts;
 use super::process::lock;
 use super::task::ExitStatus;
-use crate::{SwitchError, Systrap};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use crate::{SwitchError, Systrap, Vdso};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use workers::Workers;
 
 /// One guest: all that was started by one [`Guest`](super::Guest).
@@ -37,7 +38,9 @@ pub(crate) struct Kernel {
     /// Held while a terminal becomes a session's or is being given up.
     keeper_gate: Mutex<()>,
     pub(crate) counts: Mutex<Counts>,
-    pub(crate) trace: Option<Arc<TraceOutput>>,
+    pub(crate) hooks: GuestHooks,
+    /// What programs are told of the vdso; `None` if it is hidden from them.
+    pub(crate) vdso: Option<Vdso>,
     end: Mutex<End>,
     ended: Condvar,
 }
@@ -54,7 +57,7 @@ struct End {
 }
 
 impl Kernel {
-    pub(crate) fn new(platform: Systrap, first_pid: i32, trace: Option<Arc<TraceOutput>>) -> Self {
+    pub(crate) fn new(platform: Systrap, first_pid: i32, hooks: GuestHooks, vdso: Option<Vdso>) -> Self {
         Self {
             platform,
             xfeatures: super::host::enabled_xfeatures(),
@@ -64,7 +67,8 @@ impl Kernel {
             futexes: FutexTable::default(),
             keeper_gate: Mutex::default(),
             counts: Mutex::default(),
-            trace,
+            hooks,
+            vdso,
             end: Mutex::default(),
             ended: Condvar::new(),
         }
@@ -80,6 +84,14 @@ impl Kernel {
     pub(crate) fn report_failure(&self, pid: i32, error: SwitchError) {
         if pid == self.first_pid {
             lock(&self.end).failure.get_or_insert(error);
+        }
+    }
+
+    /// Kills every process of the guest. No lock may be held.
+    pub(crate) fn kill_all(&self) {
+        // Under the tree's lock: a process that is being made is either in it, or its maker sees its own end.
+        for node in self.tree().nodes() {
+            node.process.end(ExitStatus::Signaled(libc::SIGKILL));
         }
     }
 

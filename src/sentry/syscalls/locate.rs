@@ -5,9 +5,10 @@ use crate::sentry::errno::Errno;
 use crate::sentry::procfs;
 use crate::sentry::task::{Directory, Task};
 use std::borrow::Cow;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 
 /// A path with the directory that it is relative to, the sentry's own files replaced by what stands for them.
 pub(super) struct Located<'a> {
@@ -49,6 +50,17 @@ impl Task {
         let file = self.file(dirfd).ok()?;
         let directory = file.directory()?;
         CString::new([directory.path.as_bytes(), b"/", path.0.as_bytes()].concat()).ok()
+    }
+
+    /// The absolute path of a directory argument, as the host has it now.
+    pub(in crate::sentry) fn directory_path(&self, dirfd: i32) -> Result<PathBuf, Errno> {
+        let directory = self.directory(dirfd)?;
+        if let Directory::Open(file) = &directory
+            && let Some(made_up) = file.directory()
+        {
+            return Ok(OsStr::from_bytes(made_up.path.as_bytes()).into());
+        }
+        Ok(std::fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()))?)
     }
 
     /// Finds what a path call works on; `follow` says whether it follows a last symbolic link.

@@ -6,7 +6,6 @@ use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::kernel::tree::Usage;
 use crate::sentry::process::lock;
-use crate::sentry::signals::signal_name;
 use crate::sentry::task::ExitStatus;
 use std::sync::Arc;
 
@@ -15,6 +14,10 @@ impl Task {
     pub(crate) fn run_to_end(mut self) {
         self.used_before_ns = host::thread_time_ns();
         self.handle.attach(self.context.interrupter());
+        if self.handle.attention.is_raised() {
+            // Whoever wanted the task before it was attached found nothing to interrupt.
+            self.context.interrupter().interrupt();
+        }
         let status = match self.run() {
             Ok(status) => status,
             Err(error) => {
@@ -29,12 +32,7 @@ impl Task {
     }
 
     fn finish(mut self, status: ExitStatus) {
-        if let Some(tracer) = &mut self.observer.tracer {
-            tracer.note(&match status {
-                ExitStatus::Exited(status) => format!("+++ exited with {status} +++"),
-                ExitStatus::Signaled(signo) => format!("+++ killed by {} +++", signal_name(signo)),
-            });
-        }
+        self.tell_of_end(status);
         self.release_robust_mutexes();
         self.clear_tid();
         self.context.count_answers();
