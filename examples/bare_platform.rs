@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 println!("signal {} at {:#x}", fault.signo, context.registers().rip);
                 return Ok(());
             }
-            Event::Interrupted => {}
+            _ => {}
         }
     }
 }

@@ -21,6 +21,7 @@ mod patching;
 mod platform;
 mod registers;
 pub mod seccomp;
+#[cfg(feature = "sentry")]
 pub mod sentry;
 mod shared;
 mod stats;
