@@ -204,6 +204,11 @@ impl Systrap {
     pub fn stub_process_count(&self) -> usize {
         self.inner.reaper.process_count()
     }
+
+    /// The host's ids of all stub processes.
+    pub(crate) fn stub_pids(&self) -> Vec<i32> {
+        self.inner.reaper.pids()
+    }
 }
 
 impl Inner {

@@ -5,6 +5,7 @@ mod common {
 }
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -42,8 +43,12 @@ fn watch(what: &str, guest: &Child) {
 }
 
 fn start(program: &str, args: &[&str]) -> Child {
+    start_at(&cli::program(program), args)
+}
+
+fn start_at(program: &Path, args: &[&str]) -> Child {
     let mut command = Command::new(cli::SYSTRAP);
-    command.args(["run", "--"]).arg(cli::program(program)).args(args);
+    command.args(["run", "--"]).arg(program).args(args);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("systrap starts")
 }
 
@@ -59,5 +64,12 @@ fn a_guest_blocked_in_read_uses_no_cpu() {
     let mut guest = start("cat", &[]);
     watch("cat", &guest);
     guest.stdin.take().expect("a pipe").write_all(b"now\n").expect("a reader");
+    assert!(guest.wait().expect("a child").success());
+}
+
+#[test]
+fn a_guest_with_timers_that_are_not_due_uses_no_cpu() {
+    let mut guest = start_at(&cli::fixture("timer_details", &[]), &["idle"]);
+    watch("timers", &guest);
     assert!(guest.wait().expect("a child").success());
 }

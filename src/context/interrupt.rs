@@ -22,6 +22,13 @@ impl Interrupter {
         self.attention.raise(Attention::INTERRUPT);
     }
 
+    /// The host's id of the stub thread that runs the context's guest code, for accounting in /proc: a fact of the
+    /// moment, and not one to send signals by. `None` before the first switch.
+    #[must_use]
+    pub fn stub_thread(&self) -> Option<i32> {
+        self.attention.thread()
+    }
+
     /// Whether an interrupt was asked for and not reported yet.
     #[must_use]
     pub fn is_pending(&self) -> bool {

@@ -167,6 +167,7 @@ impl Context {
                 }
             };
             self.answers.enter(thread.sysmsg());
+            self.attention.set_thread(thread.tid());
             let space = Arc::clone(&aspace.inner);
             self.home = Some(Home { space, thread, stop: Stop::Empty });
             self.recent_sites = RecentSites::new();

@@ -47,7 +47,7 @@ errnos! {
     EDQUOT = 122, ENOMEDIUM = 123, EMEDIUMTYPE = 124, ECANCELED = 125, ENOKEY = 126, EKEYEXPIRED = 127,
     EKEYREVOKED = 128, EKEYREJECTED = 129, EOWNERDEAD = 130, ENOTRECOVERABLE = 131, ERFKILL = 132,
     EHWPOISON = 133,
-    ERESTARTSYS = 512, ERESTARTNOINTR = 513, ERESTARTNOHAND = 514,
+    ERESTARTSYS = 512, ERESTARTNOINTR = 513, ERESTARTNOHAND = 514, ERESTART_RESTARTBLOCK = 516,
 }
 
 impl Errno {
@@ -77,7 +77,10 @@ impl Errno {
     /// Whether the call is to be tried again when no handler runs (`ERESTARTSYS` and its kin).
     #[must_use]
     pub const fn is_restart(self) -> bool {
-        matches!(self, Errno::ERESTARTSYS | Errno::ERESTARTNOINTR | Errno::ERESTARTNOHAND)
+        matches!(
+            self,
+            Errno::ERESTARTSYS | Errno::ERESTARTNOINTR | Errno::ERESTARTNOHAND | Errno::ERESTART_RESTARTBLOCK
+        )
     }
 
     /// The C library's text for the error, as in `strerror(3)`.

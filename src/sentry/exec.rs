@@ -7,7 +7,7 @@ use super::host;
 use super::loader::{Image, LoadError, Program};
 use super::memory::{Layout, Mm};
 use super::process::ProgramInfo;
-use super::procfs;
+use super::procfs::{Anchor, Found};
 use super::signals::AltStack;
 use super::syscalls::args::Path;
 use super::task::{AfterCall, Task};
@@ -99,15 +99,17 @@ impl Task {
             return Err(Errno::ENAMETOOLONG);
         }
         let by_descriptor = path.0.is_empty() && flags & libc::AT_EMPTY_PATH != 0;
-        let name = if by_descriptor {
-            CString::new(self.file(dirfd)?.host_proc_path()).map_err(|_| Errno::EINVAL)?
+        let found = if by_descriptor {
+            Found::Behind(Anchor::File(self.file(dirfd)?), CString::default())
         } else {
-            match procfs::recognise(path.0.as_bytes(), self.process.pid) {
-                Some(special) => self.host_path(special, true)?,
-                None => path.0.clone(),
-            }
+            self.find(dirfd, &path.0, true)?
         };
-        let directory = self.directory(if by_descriptor { libc::AT_FDCWD } else { dirfd })?;
+        // Held until the program is open.
+        let (name, dirfd, _held) = match found.host_path(self)? {
+            Some((name, held)) => (name, libc::AT_FDCWD, held),
+            None => (path.0.clone(), dirfd, None),
+        };
+        let directory = self.directory(dirfd)?;
         let (argv, envp) = (self.read_strings(argv)?, self.read_strings(envp)?);
         let program = Program::open(directory.as_fd(), &name, argv, envp).map_err(|error| error.errno())?;
         let stack_limit = self.process.limits().stack();
@@ -122,13 +124,13 @@ impl Task {
         self.clear_tid();
         self.release_robust_mutexes();
         self.context.count_answers();
-        if Arc::strong_count(&self.mm) == 1 {
-            self.process.add_usage(self.mm.usage());
-        }
+        self.handle.leave_stub();
+        self.process.change_stub(started.mm.space().pid(), Arc::strong_count(&self.mm) == 1);
+        self.handle.enter_stub();
+        self.process.delete_posix_timers();
         self.context = started.context;
         self.publish_answers();
         self.mm = started.mm;
-        self.process.set_stub_pid(self.mm.space().pid());
         self.unshare_files();
         let closed = self.files().close_on_exec();
         drop(closed);
@@ -138,8 +140,8 @@ impl Task {
         }
         self.signals.stack = AltStack::DISABLED;
         self.handle.set_name(program.command_name());
-        *self.process.program() =
-            ProgramInfo { executable: program.executable().to_owned(), image: started.image };
+        *self.process.program() = ProgramInfo::new(&program, started.image);
+        self.share_belongings();
         if let Some(node) = self.kernel().tree().node_mut(self.process.pid) {
             node.has_executed = true;
         }

@@ -1,10 +1,13 @@
 //! An open file of a guest (Linux's `struct file`): what descriptors refer to.
 
-use super::errno::Errno;
 use super::host;
+use super::kernel::Tree;
+use super::pidfd::PidFile;
+use super::procfs::ProcFile;
+use super::signalfd::SignalFile;
 use super::syscalls::Epoll;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 /// The type of a file, as far as reads, writes and waits treat types differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,54 +22,6 @@ pub(crate) enum FileType {
     Stream,
 }
 
-/// A directory of the guest's descriptors, whose entries the sentry makes up; the host file behind it only answers
-/// `fstat`.
-#[derive(Debug)]
-pub(crate) struct VirtualDirectory {
-    /// Where the next read goes on: 0 and 1 are the dots, the descriptors follow with their numbers.
-    position: Mutex<u64>,
-    /// The path that stands for it, with which a relative path is completed.
-    pub(crate) path: &'static str,
-}
-
-impl VirtualDirectory {
-    pub(crate) fn new(path: &'static str) -> Self {
-        Self { position: Mutex::new(0), path }
-    }
-
-    /// `lseek` to the start.
-    pub(crate) fn rewind(&self) {
-        *self.position.lock().unwrap_or_else(PoisonError::into_inner) = 0;
-    }
-
-    /// Fills a buffer with `struct linux_dirent64` records; `EINVAL` if not even one fits.
-    pub(crate) fn read_entries(&self, descriptors: &[i32], buf: &mut [u8]) -> Result<usize, Errno> {
-        const NAME: usize = 19; // ino, off, reclen, type
-        let mut position = self.position.lock().unwrap_or_else(PoisonError::into_inner);
-        let dots = [(0, ".".to_owned(), libc::DT_DIR), (1, "..".to_owned(), libc::DT_DIR)];
-        let numbers = descriptors.iter().map(|fd| (*fd as u64 + 2, fd.to_string(), libc::DT_LNK));
-        let mut filled = 0;
-        for (at, name, kind) in dots.into_iter().chain(numbers) {
-            if at < *position {
-                continue;
-            }
-            let len = (NAME + name.len() + 1).next_multiple_of(8);
-            let Some(record) = buf.get_mut(filled..filled + len) else {
-                return if filled == 0 { Err(Errno::EINVAL) } else { Ok(filled) };
-            };
-            *position = at + 1;
-            record.fill(0);
-            record[..8].copy_from_slice(&(*position).to_ne_bytes()); // any inode number but zero
-            record[8..16].copy_from_slice(&(*position).to_ne_bytes());
-            record[16..18].copy_from_slice(&(len as u16).to_ne_bytes());
-            record[18] = kind;
-            record[NAME..NAME + name.len()].copy_from_slice(name.as_bytes());
-            filled += len;
-        }
-        Ok(filled)
-    }
-}
-
 /// What is known of an open file that is a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Terminal {
@@ -76,40 +31,84 @@ pub(crate) struct Terminal {
     pub(crate) is_master: bool,
 }
 
+/// What an open file is. Those that the sentry makes itself have a host file behind them all the same: an eventfd that is readable when they are for waits in the host.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    /// The host's: reads, writes and waits are its business.
+    Host,
+    /// epoll(7); the host's instance is behind it.
+    Epoll(Epoll),
+    /// signalfd(2).
+    Signals(SignalFile),
+    /// pidfd_open(2).
+    Pid(PidFile),
+}
+
 /// An open file. Duplicated descriptors share it, and it closes with the last of them.
 #[derive(Debug)]
 pub(crate) struct File {
     host: OwnedFd,
     file_type: OnceLock<FileType>,
+    /// What the sentry adds to a file of the guest's `/proc`.
+    proc: Option<Box<ProcFile>>,
     terminal: OnceLock<Terminal>,
-    directory: Option<VirtualDirectory>,
-    epoll: Option<Epoll>,
+    kind: Kind,
 }
 
 impl File {
     pub(crate) fn new(host: OwnedFd) -> Self {
-        Self { host, file_type: OnceLock::new(), terminal: OnceLock::new(), directory: None, epoll: None }
+        Self { host, file_type: OnceLock::new(), terminal: OnceLock::new(), proc: None, kind: Kind::Host }
     }
 
-    /// A directory of the sentry's own.
-    pub(crate) fn virtual_directory(host: OwnedFd, directory: VirtualDirectory) -> Self {
-        let file_type = OnceLock::from(FileType::Directory);
-        Self { file_type, directory: Some(directory), ..Self::new(host) }
+    /// A file of the guest's `/proc`.
+    pub(crate) fn of_proc(host: OwnedFd, proc: ProcFile) -> Self {
+        Self { proc: Some(Box::new(proc)), ..Self::new(host) }
+    }
+
+    /// A file of the sentry's own with what is behind it in the host.
+    pub(crate) fn made(host: OwnedFd, kind: Kind) -> Self {
+        Self { file_type: OnceLock::from(FileType::Stream), kind, ..Self::new(host) }
+    }
+
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// Whether the file's bytes are the host's to move.
+    pub(crate) fn is_of_host(&self) -> bool {
+        matches!(self.kind, Kind::Host)
+    }
+
+    /// What of the events (`POLL*` or `EPOLL*` with its options) that a wait is for can be waited for in the host. An
+    /// eventfd can always be written to, what it stands for cannot.
+    pub(crate) fn host_events(&self, events: u32) -> u32 {
+        const MEANINGLESS: u32 = (libc::EPOLLOUT | libc::EPOLLWRNORM | libc::EPOLLWRBAND) as u32;
+        match self.kind {
+            Kind::Host | Kind::Epoll(_) => events,
+            Kind::Signals(_) | Kind::Pid(_) => events & !MEANINGLESS,
+        }
+    }
+
+    /// `O_NONBLOCK`, which the host keeps.
+    pub(crate) fn is_nonblocking(&self) -> bool {
+        host::fcntl(self.as_fd(), libc::F_GETFL, 0).is_ok_and(|flags| flags as i32 & libc::O_NONBLOCK != 0)
     }
 
     /// An epoll instance.
     pub(crate) fn epoll(host: OwnedFd) -> Self {
-        let epoll = Some(Epoll::default());
-        Self { file_type: OnceLock::from(FileType::Stream), epoll, ..Self::new(host) }
+        Self::made(host, Kind::Epoll(Epoll::default()))
     }
 
     /// What an epoll instance watches; `None` for other files.
     pub(crate) fn as_epoll(&self) -> Option<&Epoll> {
-        self.epoll.as_ref()
+        match &self.kind {
+            Kind::Epoll(epoll) => Some(epoll),
+            _ => None,
+        }
     }
 
-    pub(crate) fn directory(&self) -> Option<&VirtualDirectory> {
-        self.directory.as_ref()
+    pub(crate) fn proc(&self) -> Option<&ProcFile> {
+        self.proc.as_deref()
     }
 
     /// The kind of file, asked of the host once.
@@ -144,6 +143,15 @@ impl File {
         match self.file_type() {
             FileType::Stream => self.terminal.get().copied(),
             _ => None,
+        }
+    }
+
+    /// What `fdinfo` shows besides, for a file that the sentry makes.
+    pub(crate) fn info(&self, tree: &Tree) -> String {
+        match &self.kind {
+            Kind::Pid(file) => file.info(tree),
+            Kind::Signals(file) => file.info(),
+            Kind::Host | Kind::Epoll(_) => String::new(),
         }
     }
 

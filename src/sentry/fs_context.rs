@@ -1,5 +1,6 @@
 //! What path calls depend on: working directory and file mode mask (Linux's `struct fs_struct`).
 
+use super::procfs::Node;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -8,5 +9,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub(crate) struct FsContext {
     pub(crate) cwd: Arc<OwnedFd>,
+    /// The node of the guest's `/proc` that the working directory is, if it is one.
+    pub(crate) proc_directory: Option<Node>,
     pub(crate) umask: u32,
 }

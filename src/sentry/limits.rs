@@ -53,6 +53,13 @@ impl Limits {
         self.0[libc::RLIMIT_FSIZE as usize].soft != libc::RLIM_INFINITY
     }
 
+    /// `RLIMIT_CPU`'s soft limit was reached: the next warning comes after another second.
+    pub(crate) fn raise_cpu(&mut self) {
+        if let Some(limit) = self.0.get_mut(libc::RLIMIT_CPU as usize) {
+            limit.soft = limit.soft.max(1).saturating_add(1);
+        }
+    }
+
     /// `RLIMIT_STACK`'s soft limit.
     pub(crate) fn stack(&self) -> u64 {
         self.0[libc::RLIMIT_STACK as usize].soft

@@ -23,12 +23,15 @@ mod limits;
 mod loader;
 mod memory;
 mod observe;
+mod pidfd;
 mod process;
 mod procfs;
 mod run;
+mod signalfd;
 mod signals;
 mod syscalls;
 mod task;
+mod timers;
 mod trace;
 
 pub use errno::Errno;

@@ -1,11 +1,14 @@
 //! A guest process: what its threads share.
 
+use super::file::File;
+use super::host;
 use super::kernel::Kernel;
-use super::kernel::tree::Usage;
 use super::limits::Limits;
-use super::loader::Image;
+use super::loader::{Image, Program};
+use super::pidfd::PidFiles;
 use super::signals::{Actions, Pending};
 use super::task::{ExitStatus, TaskHandle};
+use super::timers::{ProcessClock, ProcessTimers};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +17,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Clone)]
 pub(crate) struct ProgramInfo {
     pub(crate) executable: PathBuf,
+    /// The executable itself: `/proc/PID/exe` leads to it even when its path does not any more.
+    pub(crate) file: Arc<File>,
     pub(crate) image: Image,
+}
+
+impl ProgramInfo {
+    pub(crate) fn new(program: &Program, image: Image) -> Self {
+        Self { executable: program.executable().to_owned(), file: program.executable_file(), image }
+    }
 }
 
 /// A thread group. Each part has its own lock, see ARCHITECTURE.md for their order; none is held across a host call
@@ -34,10 +45,18 @@ pub(crate) struct Process {
     ending: Mutex<Option<ExitStatus>>,
     /// A stop signal took effect and no SIGCONT has come since.
     stopped: AtomicBool,
-    /// What its threads that have ended, and programs that it ran before, have used.
-    used: Mutex<Usage>,
-    /// The stub process, for diagnosis and so that the guest cannot mean it by a process id.
-    stub_pid: AtomicI32,
+    /// The name of its first thread, which outlives it in a zombie.
+    name: Mutex<[u8; 16]>,
+    /// When it was made, in nanoseconds since the host started.
+    pub(crate) started_ns: u64,
+    oom_score_adj: AtomicI32,
+    /// How far an unprivileged process may lower it.
+    oom_score_adj_min: AtomicI32,
+    /// The processor time that it has used, and the stub process that runs its code.
+    pub(crate) clock: Mutex<ProcessClock>,
+    timers: Mutex<ProcessTimers>,
+    /// The open pidfds that stand for it.
+    pub(crate) pid_files: Mutex<PidFiles>,
 }
 
 impl Process {
@@ -58,8 +77,13 @@ impl Process {
             threads: Mutex::default(),
             ending: Mutex::new(None),
             stopped: AtomicBool::new(false),
-            used: Mutex::default(),
-            stub_pid: AtomicI32::new(0),
+            name: Mutex::default(),
+            started_ns: host::boot_time_ns(),
+            oom_score_adj: AtomicI32::new(0),
+            oom_score_adj_min: AtomicI32::new(0),
+            clock: Mutex::default(),
+            timers: Mutex::default(),
+            pid_files: Mutex::default(),
         }
     }
 
@@ -123,19 +147,48 @@ impl Process {
         }
     }
 
-    /// Adds to what the process has used, and returns the sum.
-    pub(crate) fn add_usage(&self, more: Usage) -> Usage {
-        let mut used = lock(&self.used);
-        *used = used.plus(more);
-        *used
+    /// Its timers.
+    pub(crate) fn timers(&self) -> MutexGuard<'_, ProcessTimers> {
+        lock(&self.timers)
     }
 
-    pub(crate) fn stub_pid(&self) -> i32 {
-        self.stub_pid.load(Ordering::Relaxed)
+    pub(crate) fn name(&self) -> [u8; 16] {
+        *lock(&self.name)
     }
 
-    pub(crate) fn set_stub_pid(&self, pid: i32) {
-        self.stub_pid.store(pid, Ordering::Relaxed);
+    pub(crate) fn remember_name(&self, name: [u8; 16]) {
+        *lock(&self.name) = name;
+    }
+
+    /// `/proc/PID/oom_score_adj`.
+    pub(crate) fn oom_score_adj(&self) -> i32 {
+        self.oom_score_adj.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_oom_score_adj(&self, value: i32) {
+        self.oom_score_adj.store(value, Ordering::Relaxed);
+    }
+
+    pub(crate) fn oom_score_adj_min(&self) -> i32 {
+        self.oom_score_adj_min.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_oom_score_adj_min(&self, value: i32) {
+        self.oom_score_adj_min.store(value, Ordering::Relaxed);
+    }
+
+    /// A child starts with its parent's adjustment.
+    pub(crate) fn copy_oom_score_adj(&self, parent: &Process) {
+        self.set_oom_score_adj(parent.oom_score_adj());
+        self.set_oom_score_adj_min(parent.oom_score_adj_min());
+    }
+
+    /// The first process starts with the supervisor's.
+    pub(crate) fn inherit_oom_score_adj(&self) {
+        let text = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+        let value = text.trim().parse().unwrap_or(0);
+        self.set_oom_score_adj(value);
+        self.set_oom_score_adj_min(value.min(0));
     }
 
     /// Wakes the threads that wait for what has changed about the process's children.

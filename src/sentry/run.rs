@@ -192,7 +192,7 @@ impl Guest {
         let umask = host::umask(0).unwrap_or(0o22) as u32;
         let kernel = Arc::new(Kernel::new(platform.clone(), first_pid, hooks, vdso));
         incoming.start(&kernel).map_err(|error| setup("signal thread")(error.into()))?;
-        let fs = FsContext { cwd: Arc::new(cwd), umask };
+        let fs = FsContext { cwd: Arc::new(cwd), proc_directory: None, umask };
         first_task(&kernel, &program, started, process_limits, files, fs, incoming.ignored()).run_to_end();
         let status = kernel.wait_until_gone();
         if let Some(message) = kernel.hooks.panic_message() {
@@ -219,13 +219,15 @@ fn first_task(
     fs: FsContext,
     ignored: SignalSet,
 ) -> Task {
-    let info = ProgramInfo { executable: program.executable().to_owned(), image: started.image };
+    let info = ProgramInfo::new(program, started.image);
     let actions = Arc::new(Mutex::new(Actions::new(ignored)));
     let pid = kernel.first_pid;
     let process = Arc::new(Process::new(Arc::clone(kernel), pid, actions, limits, info));
     process.set_stub_pid(started.mm.space().pid());
+    process.sample_if_limited();
     let handle = Arc::new(TaskHandle::new(pid, Arc::clone(&process), SignalSet::default(), [0; 16]));
     handle.set_name(program.command_name());
+    handle.process.inherit_oom_score_adj();
     {
         let id = |result: Result<usize, Errno>| result.map_or(pid, |id| id as i32);
         let mut tree = kernel.tree();

@@ -9,7 +9,7 @@ mod template;
 mod threads;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ pub(crate) struct Attention {
     word: AtomicU32,
     /// The context's guest runs. Written by the context's own thread only.
     may_be_in_trampoline: AtomicBool,
+    /// The stub thread's id; 0 before there is one.
+    thread: AtomicI32,
 }
 
 impl Attention {
@@ -57,6 +59,14 @@ impl Attention {
         if self.word.fetch_or(bit, Ordering::AcqRel) & bit == 0 {
             sys::futex_wake_private(&self.word);
         }
+    }
+
+    pub(crate) fn thread(&self) -> Option<i32> {
+        Some(self.thread.load(Ordering::Relaxed)).filter(|tid| *tid > 0)
+    }
+
+    pub(crate) fn set_thread(&self, tid: i32) {
+        self.thread.store(tid, Ordering::Relaxed);
     }
 
     pub(crate) fn set_may_be_in_trampoline(&self, may_be: bool) {

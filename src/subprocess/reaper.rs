@@ -114,6 +114,11 @@ impl Reaper {
         Ok(())
     }
 
+    /// The host's ids of the processes that are watched.
+    pub(crate) fn pids(&self) -> Vec<i32> {
+        self.shared.lock().processes.values().map(|process| process.pid()).collect()
+    }
+
     /// To be held from the request for a clone until the child is watched.
     pub(crate) fn birth(&self) -> RwLockReadGuard<'_, ()> {
         self.shared.births.read().unwrap_or_else(PoisonError::into_inner)

@@ -65,6 +65,11 @@ impl StubThread {
         self.process.slots().sysmsg(self.slot)
     }
 
+    /// The host's id of the thread.
+    pub(crate) fn tid(&self) -> i32 {
+        self.tid
+    }
+
     pub(crate) fn slot(&self) -> u32 {
         self.slot
     }

@@ -96,8 +96,8 @@ host_calls! {
     // Time.
     clock_gettime(clock: i32, time: &mut [u8; 16]) = SYS_clock_gettime;
     clock_getres(clock: i32, time: Option<&mut [u8; 16]>) = SYS_clock_getres;
-    setitimer(which: i32, new: &[u8; 32], old: &mut [u8; 32]) = SYS_setitimer;
-    getitimer(which: i32, value: &mut [u8; 32]) = SYS_getitimer;
+    timerfd_settime(fd: Fd<'_>, flags: i32, new: &[u8; 32], old: Option<&mut [u8; 32]>) = SYS_timerfd_settime;
+    timerfd_gettime(fd: Fd<'_>, value: &mut [u8; 32]) = SYS_timerfd_gettime;
     times(tms: &mut [u8; 32]) = SYS_times;
 
     // The process and the machine.
@@ -164,6 +164,17 @@ pub(crate) fn thread_time_ns() -> u64 {
     clock_ns(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
+/// Nanoseconds since the host started.
+pub(crate) fn boot_time_ns() -> u64 {
+    clock_ns(libc::CLOCK_BOOTTIME)
+}
+
+/// The processor time that a thread of this process has used, in nanoseconds; 0 if there is none of that id.
+pub(crate) fn thread_time_ns_of(tid: i32) -> u64 {
+    const CPUCLOCK_PERTHREAD_SCHED: i32 = 4 | 2;
+    clock_ns(!tid << 3 | CPUCLOCK_PERTHREAD_SCHED)
+}
+
 /// The processor time that a process has used, in nanoseconds; 0 if there is none of that id.
 ///
 /// The clock of another process: `MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)`, include/linux/posix-timers.h.
@@ -205,6 +216,7 @@ opening_calls! {
     eventfd2(initial: u32, flags: i32) = SYS_eventfd2;
     epoll_create1(flags: i32) = SYS_epoll_create1;
     memfd_create(name: &CStr, flags: u32) = SYS_memfd_create;
+    timerfd_create(clock: i32, flags: i32) = SYS_timerfd_create;
 }
 
 /// `openat` that a signal for the guest interrupts: opening a FIFO waits for the other end.

@@ -79,6 +79,9 @@ impl Tree {
         if let Some(node) = self.node_mut(pid) {
             node.life = Life::Zombie { status, usage };
         }
+        process.close_timers();
+        process.close_clock(usage);
+        crate::sentry::pidfd::ended(process);
         let watched = self.node(parent).map(|parent| (parent.group, parent.session));
         if watched.is_none_or(|watched| watches(watched, (group, session))) {
             self.hang_up_orphans(group);

@@ -20,7 +20,9 @@ use super::futex::FutexTable;
 use super::hook::GuestHooks;
 use super::observe::Counts;
 use super::process::lock;
+use super::signalfd::SignalFiles;
 use super::task::ExitStatus;
+use super::timers::Timers;
 use crate::{SwitchError, Systrap, Vdso};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use workers::Workers;
@@ -35,6 +37,8 @@ pub(crate) struct Kernel {
     tree: Mutex<Tree>,
     pub(crate) workers: Workers,
     pub(crate) futexes: FutexTable,
+    pub(crate) timers: Timers,
+    pub(crate) signal_files: SignalFiles,
     /// Held while a terminal becomes a session's or is being given up.
     keeper_gate: Mutex<()>,
     pub(crate) counts: Mutex<Counts>,
@@ -65,6 +69,8 @@ impl Kernel {
             tree: Mutex::new(Tree::new(first_pid)),
             workers: Workers::default(),
             futexes: FutexTable::default(),
+            timers: Timers::default(),
+            signal_files: SignalFiles::default(),
             keeper_gate: Mutex::default(),
             counts: Mutex::default(),
             hooks,

@@ -53,12 +53,14 @@ impl Tree {
                 if !thread.mask().contains(signo) {
                     thread.wake();
                 }
+                process.kernel.signal_files.arrived(process, std::slice::from_ref(thread), signo);
             }
             Target::Process(process) => {
                 if !process.pending().push(info) {
                     return Err(Errno::EAGAIN);
                 }
                 wake_one(&threads, signo);
+                process.kernel.signal_files.arrived(process, &threads, signo);
             }
         }
         Ok(())

@@ -160,6 +160,11 @@ impl Program {
         self.execfn.to_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default()
     }
 
+    /// The open executable (of the interpreter, for a script).
+    pub(crate) fn executable_file(&self) -> Arc<File> {
+        Arc::clone(&self.main.file)
+    }
+
     /// The absolute path of the executable.
     pub(crate) fn executable(&self) -> &std::path::Path {
         &self.executable

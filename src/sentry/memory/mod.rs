@@ -11,6 +11,7 @@ pub(crate) use calls::MapRequest;
 pub(crate) use hands::Hands;
 pub(crate) use layout::Layout;
 pub(crate) use map::MemoryMap;
+pub(crate) use proc_maps::AreaSizes;
 pub(crate) use region::{Backing, MappedFile, Region};
 
 use crate::sentry::errno::Errno;

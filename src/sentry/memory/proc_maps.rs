@@ -1,10 +1,65 @@
-//! The text of `/proc/self/maps`.
+//! What `/proc` shows of a memory map: the text of `maps`, and sizes.
 
 use super::{Backing, Mm};
 use crate::Vdso;
 use std::fmt::Write as _;
 
+/// How much of a memory map is of which kind, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct AreaSizes {
+    pub(crate) total: u64,
+    /// Private and writable, but for the stack.
+    pub(crate) data: u64,
+    pub(crate) stack: u64,
+    /// The program's own code.
+    pub(crate) executable: u64,
+    /// All other code.
+    pub(crate) libraries: u64,
+}
+
+const STACK: &str = "[stack]";
+
 impl Mm {
+    /// Sizes by kind; `executable` is the path of the program.
+    pub(crate) fn area_sizes(&self, executable: &str) -> AreaSizes {
+        let mut sizes = AreaSizes::default();
+        for region in self.state().map.iter() {
+            let bytes = region.end - region.start;
+            sizes.total += bytes;
+            if matches!(region.backing, Backing::Named(STACK)) {
+                sizes.stack += bytes;
+            } else if region.protection.execute {
+                match &region.backing {
+                    Backing::File { identity, .. } if identity.path == executable => {
+                        sizes.executable += bytes
+                    }
+                    _ => sizes.libraries += bytes,
+                }
+            } else if region.protection.write && !region.shared {
+                sizes.data += bytes;
+            }
+        }
+        sizes
+    }
+
+    /// Where the heap starts.
+    pub(crate) fn heap_start(&self) -> u64 {
+        self.state().brk_start
+    }
+
+    /// Whether any of a range is the guest's.
+    pub(crate) fn has_part_of(&self, start: u64, end: u64) -> bool {
+        !self.state().map.is_free(start, end)
+    }
+
+    /// The name of the special area at an address.
+    pub(crate) fn area_name(&self, addr: u64) -> Option<&'static str> {
+        match self.state().map.find(addr)?.backing {
+            Backing::Named(name) => Some(name),
+            _ => None,
+        }
+    }
+
     /// The guest's mappings in the format of proc_pid_maps(5).
     pub(crate) fn proc_maps(&self, vdso: Option<Vdso>) -> String {
         let mut text = String::new();

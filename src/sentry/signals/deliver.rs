@@ -58,7 +58,7 @@ impl Task {
             if self.is_at_end() {
                 return Ok(());
             }
-            let Some(info) = self.next_signal() else { break };
+            let Some(info) = self.take_signal(SignalSet(!self.handle.mask().0)) else { break };
             let signo = info.signo();
             let disposition = self.process.actions().disposition(signo);
             self.tell_of_signal(&DeliveredSignal { signo, code: info.code(), address: info.address() });
@@ -138,10 +138,11 @@ impl Task {
         }
     }
 
-    fn next_signal(&mut self) -> Option<SigInfo> {
-        let unblocked = SignalSet(!self.handle.mask().0);
-        let own = self.handle.pending().take(unblocked);
-        own.or_else(|| self.process.pending().take(unblocked))
+    /// Takes the next pending signal of a set out of the queues, the task's own first.
+    pub(crate) fn take_signal(&self, of: SignalSet) -> Option<SigInfo> {
+        let own = self.handle.pending().take(of);
+        let info = own.or_else(|| self.process.pending().take(of))?;
+        Some(self.process.signal_taken(info))
     }
 
     /// Puts the result into rax, or sets the registers so that the guest makes the call again.
@@ -161,7 +162,9 @@ impl Task {
         }
         let registers = self.context.registers_mut();
         if again {
-            registers.rax = u64::from(call.nr);
+            // The call is made again as it was, or goes on where it was interrupted.
+            let goes_on = call.restart() == Some(Errno::ERESTART_RESTARTBLOCK);
+            registers.rax = if goes_on { libc::SYS_restart_syscall as u64 } else { u64::from(call.nr) };
             registers.rip = registers.rip.wrapping_sub(SYSCALL_LEN);
         } else {
             registers.rax = result as u64;
@@ -171,6 +174,7 @@ impl Task {
     /// Builds the handler's frame; a stack that cannot take it means SIGSEGV.
     fn run_handler(&mut self, info: &SigInfo, action: &KernelSigaction) {
         let signo = info.signo();
+        self.restart = None;
         if action.flags & libc::SA_RESETHAND as u64 != 0 {
             self.process.actions().reset(signo);
         }

@@ -42,6 +42,14 @@ impl SignalSet {
         Self(self.0 & !other.0)
     }
 
+    pub(crate) const fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
     /// The lowest signal in the set.
     pub(crate) fn first(self) -> Option<i32> {
         (self.0 != 0).then(|| self.0.trailing_zeros() as i32 + 1)

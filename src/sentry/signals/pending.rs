@@ -24,11 +24,14 @@ impl Pending {
     /// Adds a signal; `false` when the queue is full.
     pub(crate) fn push(&mut self, info: SigInfo) -> bool {
         let signo = info.signo();
-        if signo < FIRST_REAL_TIME && self.set.contains(signo) {
-            return true;
-        }
-        if signo >= FIRST_REAL_TIME && self.queue.len() >= QUEUE_LIMIT {
-            return false;
+        // A timer's signal has its place from the time when the timer was made: there is one at most.
+        if !info.is_from_timer() {
+            if signo < FIRST_REAL_TIME && self.set.contains(signo) {
+                return true;
+            }
+            if signo >= FIRST_REAL_TIME && self.queue.len() >= QUEUE_LIMIT {
+                return false;
+            }
         }
         self.set = self.set.with(signo);
         self.queue.push_back(info);
@@ -52,6 +55,12 @@ impl Pending {
             self.set = self.set.without(signo);
         }
         info
+    }
+
+    /// Drops the signals of a POSIX timer, or of all.
+    pub(crate) fn discard_timer(&mut self, id: Option<i32>) {
+        self.queue.retain(|info| !info.is_from_timer() || id.is_some_and(|id| id != info.timer_id()));
+        self.set = self.queue.iter().fold(SignalSet::default(), |set, info| set.with(info.signo()));
     }
 
     /// Drops what is pending of a set.
@@ -78,6 +87,26 @@ mod tests {
             taken.push((info.signo(), info.code()));
         }
         assert_eq!(taken, [(libc::SIGSEGV, 0x80), (libc::SIGUSR1, 0), (40, 0), (40, 1), (40, 2)]);
+        assert_eq!(pending.set(), SignalSet::default());
+    }
+
+    #[test]
+    fn the_signals_of_timers_are_queued_whatever_is_pending_and_go_with_the_timer() {
+        let mut pending = Pending::default();
+        let from_timer = |id| SigInfo::from_timer(libc::SIGALRM, id, 7);
+        pending.push(SigInfo::from_kernel(libc::SIGALRM));
+        pending.push(from_timer(1));
+        pending.push(from_timer(2));
+        pending.push(SigInfo::from_timer(40, 1, 7));
+        pending.push(SigInfo::from_timer(41, 1, 7).claimed_by_process());
+        pending.discard_timer(Some(1));
+        let all = SignalSet(u64::MAX);
+        assert_eq!(pending.set(), SignalSet::default().with(libc::SIGALRM).with(41));
+        assert_eq!(pending.take(all).map(|info| info.is_from_timer()), Some(false));
+        assert_eq!(pending.take(all), Some(from_timer(2)));
+        pending.push(from_timer(2));
+        pending.discard_timer(None);
+        assert_eq!(pending.take(all).map(|info| info.signo()), Some(41));
         assert_eq!(pending.set(), SignalSet::default());
     }
 

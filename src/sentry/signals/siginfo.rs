@@ -7,6 +7,8 @@ use crate::sentry::kernel::tree::Usage;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SigInfo(pub(crate) [u8; 128]);
 
+/// `si_sys_private`: no process sees it.
+const SYS_PRIVATE: usize = 32;
 /// `SI_KERNEL`: sent by the kernel.
 const SI_KERNEL: i32 = 0x80;
 
@@ -62,6 +64,44 @@ impl SigInfo {
         info.put(32, &(usage.user_ns / TICK_NS).to_ne_bytes());
         info.put(40, &(usage.system_ns / TICK_NS).to_ne_bytes());
         info
+    }
+
+    /// A POSIX timer has expired.
+    pub(crate) fn from_timer(signo: i32, timer: i32, value: u64) -> Self {
+        let mut info = Self::with(signo, libc::SI_TIMER);
+        info.put(16, &timer.to_ne_bytes());
+        info.put(24, &value.to_ne_bytes());
+        info.put(SYS_PRIVATE, &1_i32.to_ne_bytes());
+        info
+    }
+
+    /// Whether a timer of the sentry sent it, and not a process that says so.
+    pub(crate) fn is_from_timer(&self) -> bool {
+        self.code() == libc::SI_TIMER && self.int(SYS_PRIVATE) != 0
+    }
+
+    /// `si_timerid`.
+    pub(crate) fn timer_id(&self) -> i32 {
+        self.int(16)
+    }
+
+    /// The signal is about to be seen: sets `si_overrun`, and takes the sentry's mark off.
+    pub(crate) fn finish_timer(&mut self, overrun: i32) {
+        self.put(20, &overrun.to_ne_bytes());
+        self.put(SYS_PRIVATE, &0_i32.to_ne_bytes());
+    }
+
+    /// What a process sends is not taken for a timer's signal.
+    pub(crate) fn claimed_by_process(mut self) -> Self {
+        if self.code() == libc::SI_TIMER {
+            self.put(SYS_PRIVATE, &0_i32.to_ne_bytes());
+        }
+        self
+    }
+
+    /// The 32-bit word at an offset.
+    pub(crate) fn word(&self, at: usize) -> u32 {
+        self.int(at) as u32
     }
 
     /// Sent by the kernel without further facts.

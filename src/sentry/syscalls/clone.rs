@@ -20,11 +20,16 @@ pub(super) fn clone(
 ) -> SysResult {
     // The high half means nothing to this call.
     let flags = flags.0 & u64::from(u32::MAX);
+    // One word cannot take both numbers.
+    if flags & (libc::CLONE_PIDFD as u64) != 0 && flags & (libc::CLONE_PARENT_SETTID as u64) != 0 {
+        return Err(Errno::EINVAL);
+    }
     task.clone_task(&CloneRequest {
         flags: flags & !CSIGNAL,
         exit_signal: (flags & CSIGNAL) as i32,
         stack: stack.raw(),
         parent_tid,
+        pid_fd: parent_tid,
         child_tid,
         tls: tls.0,
     })
@@ -84,6 +89,7 @@ pub(super) fn clone3(task: &mut Task, args: GuestAddr, size: usize) -> SysResult
         exit_signal: known.exit_signal as i32,
         stack: known.stack.wrapping_add(known.stack_size),
         parent_tid: GuestAddr::new(known.parent_tid),
+        pid_fd: GuestAddr::new(known.pidfd),
         child_tid: GuestAddr::new(known.child_tid),
         tls: known.tls,
     })

@@ -5,7 +5,7 @@ use super::args::{Fd, OpenFlags};
 use crate::GuestAddr;
 use crate::sentry::abi::Timespec;
 use crate::sentry::errno::Errno;
-use crate::sentry::file::File;
+use crate::sentry::file::{File, Kind};
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host::{self, EPOLL_EVENT, Events};
 use crate::sentry::process::lock;
@@ -64,6 +64,11 @@ pub(super) fn epoll_ctl(task: &mut Task, epoll: Fd, operation: i32, fd: Fd, even
         task.memory().read(event, &mut bytes)?;
     }
     let (instance, file) = (task.file(epoll.0)?, task.file(fd.0)?);
+    let [a, b, c, d, ..] = bytes;
+    let events = file.host_events(u32::from_ne_bytes([a, b, c, d]));
+    for (to, from) in bytes.iter_mut().zip(events.to_ne_bytes()) {
+        *to = from;
+    }
     let Some(state) = instance.as_epoll().filter(|_| !Arc::ptr_eq(&instance, &file)) else {
         return Err(Errno::EINVAL);
     };
@@ -82,6 +87,9 @@ pub(super) fn epoll_ctl(task: &mut Task, epoll: Fd, operation: i32, fd: Fd, even
                 false => None,
             };
             control(duplicate.as_ref().map_or(file.as_fd(), OwnedFd::as_fd), &mut bytes)?;
+            if let Kind::Signals(signals) = file.kind() {
+                signals.used_by(&file, &task.process);
+            }
             watched.push(Watched { fd: fd.0, file: Arc::downgrade(&file), duplicate });
             Ok(0)
         }

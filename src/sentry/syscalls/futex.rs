@@ -4,9 +4,10 @@ use super::SysResult;
 use crate::GuestAddr;
 use crate::sentry::abi::Timespec;
 use crate::sentry::errno::Errno;
+use crate::sentry::futex::Key;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
-use crate::sentry::task::{AfterCall, Task};
+use crate::sentry::task::{AfterCall, Restart, Task};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -124,7 +125,15 @@ fn by_sentry(task: &mut Task, call: &Futex) -> SysResult {
             };
             let key = task.futex_key(call.addr)?;
             match task.futex_wait(call.addr, key, call.value, limit, bitset) {
-                Err(Errno::ERESTARTSYS) if limit.is_some() => Err(Errno::ERESTARTNOHAND),
+                // An absolute limit is the same at the second try.
+                Err(Errno::ERESTARTSYS) if limit.is_some() && command == libc::FUTEX_WAIT_BITSET => {
+                    Err(Errno::ERESTARTNOHAND)
+                }
+                Err(Errno::ERESTARTSYS) if limit.is_some() => {
+                    let (addr, value) = (call.addr, call.value);
+                    task.restart = Some(Restart::Futex { addr, key, value, deadline: limit });
+                    Err(Errno::ERESTART_RESTARTBLOCK)
+                }
                 result => result.map(|()| 0),
             }
         }
@@ -148,5 +157,22 @@ fn by_sentry(task: &mut Task, call: &Futex) -> SysResult {
             Ok((woken + moved) as i64)
         }
         _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// Goes on with a `FUTEX_WAIT` that has a limit.
+pub(super) fn wait_again(
+    task: &mut Task,
+    addr: GuestAddr,
+    key: Key,
+    value: u32,
+    deadline: Option<Instant>,
+) -> SysResult {
+    match task.futex_wait(addr, key, value, deadline, u32::MAX) {
+        Err(Errno::ERESTARTSYS) => {
+            task.restart = Some(Restart::Futex { addr, key, value, deadline });
+            Err(Errno::ERESTART_RESTARTBLOCK)
+        }
+        result => result.map(|()| 0),
     }
 }

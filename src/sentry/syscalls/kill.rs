@@ -98,7 +98,7 @@ pub(super) fn tgkill(task: &mut Task, tgid: i32, tid: i32, signo: Signo) -> SysR
 fn queued(task: &Task, signo: i32, info: GuestAddr, own: bool) -> Result<SigInfo, Errno> {
     let mut bytes: [u8; 128] = task.memory().read_object(info)?;
     bytes[..4].copy_from_slice(&signo.to_ne_bytes());
-    let info = SigInfo(bytes);
+    let info = SigInfo(bytes).claimed_by_process();
     if !own && (info.code() >= 0 || info.code() == libc::SI_TKILL) {
         return Err(Errno::EPERM);
     }

@@ -2,18 +2,23 @@
 
 use super::args::Path;
 use crate::sentry::errno::Errno;
-use crate::sentry::procfs;
+use crate::sentry::procfs::{Anchor, Found, Node};
 use crate::sentry::task::{Directory, Task};
 use std::borrow::Cow;
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
-/// A path with the directory that it is relative to, the sentry's own files replaced by what stands for them.
+/// A path with the directory that it is relative to, what is not the host's replaced by what stands for it.
 pub(super) struct Located<'a> {
     directory: Directory,
     path: Cow<'a, CStr>,
+    /// The node of the guest's `/proc`, if the path names one: the path is then that of its stand-in.
+    pub(super) node: Option<Node>,
+    /// The path is as the guest gave it, and the host may find anything there.
+    as_given: bool,
+    /// A descriptor that the path goes through.
+    _held: Option<Anchor>,
 }
 
 impl Located<'_> {
@@ -23,6 +28,11 @@ impl Located<'_> {
 
     pub(super) fn path(&self) -> &CStr {
         &self.path
+    }
+
+    /// Whether symbolic links may have led into the host's `/proc`, if that is where the path ends.
+    pub(super) fn may_have_strayed(&self, device: u64) -> bool {
+        self.as_given && crate::sentry::procfs::is_proc_device(device)
     }
 
     /// The path for calls that take no directory: an absolute one, by way of the directory's descriptor.
@@ -41,48 +51,50 @@ impl Located<'_> {
 }
 
 impl Task {
-    /// The special meaning, if any, of a path that is relative to `dirfd`.
-    pub(super) fn complete_path(&self, dirfd: i32, path: &Path) -> Option<CString> {
-        if dirfd == libc::AT_FDCWD || path.0.as_bytes().starts_with(b"/") || path.0.as_bytes().is_empty() {
-            return None;
-        }
-        // Relative to a directory that the sentry makes up.
-        let file = self.file(dirfd).ok()?;
-        let directory = file.directory()?;
-        CString::new([directory.path.as_bytes(), b"/", path.0.as_bytes()].concat()).ok()
-    }
-
-    /// The absolute path of a directory argument, as the host has it now.
+    /// The absolute path of a directory argument, as it is now.
     pub(in crate::sentry) fn directory_path(&self, dirfd: i32) -> Result<PathBuf, Errno> {
-        let directory = self.directory(dirfd)?;
-        if let Directory::Open(file) = &directory
-            && let Some(made_up) = file.directory()
-        {
-            return Ok(OsStr::from_bytes(made_up.path.as_bytes()).into());
+        let node = match dirfd {
+            libc::AT_FDCWD => self.fs().proc_directory,
+            dirfd => self.file(dirfd)?.proc().map(|file| file.node()),
+        };
+        match node {
+            Some(node) => Ok(node.path().into()),
+            None => {
+                let directory = self.directory(dirfd)?;
+                Ok(std::fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()))?)
+            }
         }
-        Ok(std::fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()))?)
     }
 
     /// Finds what a path call works on; `follow` says whether it follows a last symbolic link.
     pub(super) fn locate<'a>(&self, dirfd: i32, path: &'a Path, follow: bool) -> Result<Located<'a>, Errno> {
-        let completed = self.complete_path(dirfd, path);
-        let path = completed.map_or(Cow::Borrowed(path.as_c_str()), Cow::Owned);
+        let found = self.find(dirfd, path.as_c_str(), follow)?;
+        self.located(found, dirfd, Cow::Borrowed(path.as_c_str()))
+    }
+
+    fn located<'a>(&self, found: Found, dirfd: i32, path: Cow<'a, CStr>) -> Result<Located<'a>, Errno> {
+        let node = found.node();
+        let replaced = found.host_path(self)?;
+        let as_given = replaced.is_none();
+        let (path, held) = match replaced {
+            Some((path, held)) => (Cow::Owned(path), held),
+            None => (path, None),
+        };
         // An absolute path makes the descriptor irrelevant, even a bad one.
         let absolute = path.to_bytes().starts_with(b"/");
         let directory = self.directory(if absolute { libc::AT_FDCWD } else { dirfd })?;
-        let path = match procfs::recognise(path.to_bytes(), self.process.pid) {
-            Some(special) => Cow::Owned(self.host_path(special, follow)?),
-            None => path,
-        };
-        Ok(Located { directory, path })
+        Ok(Located { directory, path, node, as_given, _held: held })
     }
 
-    /// The target of `/proc/self/exe`, if that is what the path names.
-    pub(super) fn executable_link(&self, dirfd: i32, path: &Path) -> Option<Vec<u8>> {
-        let completed = self.complete_path(dirfd, path);
-        let bytes = completed.as_deref().unwrap_or(path.as_c_str()).to_bytes();
-        let special = procfs::recognise(bytes, self.process.pid)?;
-        (special == procfs::Special::Executable)
-            .then(|| self.process.program().executable.as_os_str().as_bytes().to_vec())
+    /// Looks again when symbolic links have led into the host's `/proc`.
+    pub(super) fn relocate<'a>(&self, strayed: &Located<'a>) -> Result<Located<'a>, Errno> {
+        let found = self.reveal(strayed.dir(), strayed.path())?;
+        let mut located = self.located(found, libc::AT_FDCWD, strayed.path.clone())?;
+        // Once is enough: what is left to the host is the host's.
+        located.as_given = false;
+        if !located.path.to_bytes().starts_with(b"/") {
+            located.directory = strayed.directory.clone();
+        }
+        Ok(located)
     }
 }

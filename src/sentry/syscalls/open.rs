@@ -2,31 +2,41 @@
 
 use super::SysResult;
 use super::args::{DirFd, Fd, Hex, Mode, OpenFlags, OutFdPair, Path, Text};
+use super::locate::Located;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
-use crate::sentry::file::File;
+use crate::sentry::file::{File, StatView};
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
-use crate::sentry::procfs;
+use crate::sentry::procfs::{Node, ProcFile};
 use crate::sentry::task::Task;
 use std::ffi::CString;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 /// `open_how`, version 0.
 type OpenHow = [u64; 3];
 
+/// A file whose opening may wait or do more than open it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SpecialFile {
+    Fifo,
+    /// A character device.
+    Device(u64),
+}
+
 fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> SysResult {
+    if path.0.is_empty() {
+        return Err(Errno::ENOENT);
+    }
     let cloexec = flags & libc::O_CLOEXEC != 0;
-    let completed = task.complete_path(dirfd, path);
-    let named = completed.as_deref().unwrap_or(path.as_c_str());
-    if let Some(special) = procfs::recognise(named.to_bytes(), task.process.pid)
-        && flags & libc::O_PATH == 0
-        && let Some(file) = task.open_special(special, flags)?
-    {
+    let mut located = task.locate(dirfd, path, flags & libc::O_NOFOLLOW == 0)?;
+    let looks = flags & (libc::O_DIRECTORY | libc::O_PATH) == 0;
+    let special = if looks && located.node.is_none() { special(task, &mut located)? } else { None };
+    if let Some(node) = located.node {
+        let file = task.open_node(node, flags)?;
         return task.files().insert(Arc::new(file), cloexec).map(i64::from);
     }
-    let located = task.locate(dirfd, path, flags & libc::O_NOFOLLOW == 0)?;
-    let special = if flags & (libc::O_DIRECTORY | libc::O_PATH) != 0 { None } else { special(&located) };
     if special == Some(SpecialFile::Device(libc::makedev(5, 0))) {
         let host = task.open_own_terminal(flags)?;
         return task.install(host, cloexec);
@@ -43,6 +53,13 @@ fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> S
     } else {
         task.wait(|_, attention| host::wait_open(attention, located.dir(), located.path(), flags, mode))
     }?;
+    if !looks && has_strayed(&located, &host)? {
+        located = task.relocate(&located)?;
+        if let Some(node) = located.node {
+            let file = task.open_node(node, guest_flags)?;
+            return task.files().insert(Arc::new(file), cloexec).map(i64::from);
+        }
+    }
     let file = Arc::new(File::new(host));
     if matches!(special, Some(SpecialFile::Device(_))) {
         task.opened_terminal(&file, guest_flags);
@@ -50,25 +67,30 @@ fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> S
     task.files().insert(file, cloexec).map(i64::from)
 }
 
-/// A file whose opening may wait or do more than open it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SpecialFile {
-    Fifo,
-    /// A character device.
-    Device(u64),
-}
-
-fn special(located: &super::locate::Located<'_>) -> Option<SpecialFile> {
+/// Looks at a file before it is opened, and again where it really is if links have led into the host's `/proc`.
+fn special(task: &Task, located: &mut Located<'_>) -> Result<Option<SpecialFile>, Errno> {
     let mut stat = [0; 144];
     // Everything that is usually opened in great numbers lies in no special directory and is not stat'ed twice for
     // nothing: one call of less than a microsecond against a wait that no signal could end.
-    host::newfstatat(located.dir(), located.path(), &mut stat, 0).ok()?;
-    let stat = crate::sentry::file::StatView(&stat);
-    match stat.mode() & libc::S_IFMT {
+    if host::newfstatat(located.dir(), located.path(), &mut stat, 0).is_err() {
+        return Ok(None);
+    }
+    let stat = StatView(&stat);
+    if located.may_have_strayed(stat.device()) {
+        *located = task.relocate(located)?;
+    }
+    Ok(match stat.mode() & libc::S_IFMT {
         libc::S_IFIFO => Some(SpecialFile::Fifo),
         libc::S_IFCHR => Some(SpecialFile::Device(stat.rdev())),
         _ => None,
-    }
+    })
+}
+
+/// Whether symbolic links have led into the host's `/proc`.
+fn has_strayed(located: &Located<'_>, opened: &OwnedFd) -> Result<bool, Errno> {
+    let mut stat = [0; 144];
+    host::fstat(opened.as_fd(), &mut stat)?;
+    Ok(located.may_have_strayed(StatView(&stat).device()))
 }
 
 pub(super) fn open(task: &mut Task, path: Path, flags: OpenFlags, mode: Mode) -> SysResult {
@@ -156,10 +178,14 @@ pub(super) fn umask(task: &mut Task, mask: Mode) -> SysResult {
 }
 
 pub(super) fn chdir(task: &mut Task, path: Path) -> SysResult {
-    let located = task.locate(libc::AT_FDCWD, &path, true)?;
+    let mut located = task.locate(libc::AT_FDCWD, &path, true)?;
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    let directory = host::openat(located.dir(), located.path(), flags, 0)?;
-    change_directory(task, directory)
+    let mut directory = host::openat(located.dir(), located.path(), flags, 0)?;
+    if has_strayed(&located, &directory)? {
+        located = task.relocate(&located)?;
+        directory = host::openat(located.dir(), located.path(), flags, 0)?;
+    }
+    change_directory(task, directory, located.node)
 }
 
 pub(super) fn fchdir(task: &mut Task, fd: Fd) -> SysResult {
@@ -168,28 +194,36 @@ pub(super) fn fchdir(task: &mut Task, fd: Fd) -> SysResult {
     let path = CString::new(file.host_proc_path()).map_err(|_| Errno::EINVAL)?;
     // Through /proc so that the working directory is a description of its own.
     let directory = host::openat(task.directory(libc::AT_FDCWD)?.as_fd(), &path, flags, 0)?;
-    change_directory(task, directory)
+    change_directory(task, directory, file.proc().map(ProcFile::node))
 }
 
-fn change_directory(task: &mut Task, directory: std::os::fd::OwnedFd) -> SysResult {
-    use std::os::fd::AsFd as _;
+fn change_directory(task: &mut Task, directory: OwnedFd, node: Option<Node>) -> SysResult {
     let by_descriptor = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
     host::faccessat2(directory.as_fd(), c"", libc::X_OK as u32, by_descriptor)?;
-    task.fs().cwd = Arc::new(directory);
+    let mut fs = task.fs();
+    fs.cwd = Arc::new(directory);
+    fs.proc_directory = node;
     Ok(0)
 }
 
 pub(super) fn getcwd(task: &mut Task, buf: super::args::OutBytes, size: usize) -> SysResult {
     use std::os::fd::AsRawFd as _;
     use std::os::unix::ffi::OsStrExt as _;
-    let directory = task.directory(libc::AT_FDCWD)?;
-    let mut stat = [0; 144];
-    host::newfstatat(directory.as_fd(), c"", &mut stat, libc::AT_EMPTY_PATH)?;
-    if crate::sentry::file::StatView(&stat).links() == 0 {
-        return Err(Errno::ENOENT);
-    }
-    let path = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()))?;
-    let bytes = [path.as_os_str().as_bytes(), b"\0"].concat();
+    let node = task.fs().proc_directory;
+    let path = match node {
+        Some(node) => node.path().into_bytes(),
+        None => {
+            let directory = task.directory(libc::AT_FDCWD)?;
+            let mut stat = [0; 144];
+            host::newfstatat(directory.as_fd(), c"", &mut stat, libc::AT_EMPTY_PATH)?;
+            if StatView(&stat).links() == 0 {
+                return Err(Errno::ENOENT);
+            }
+            let path = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()))?;
+            path.as_os_str().as_bytes().to_vec()
+        }
+    };
+    let bytes = [&path[..], b"\0"].concat();
     if bytes.len() > size {
         return Err(Errno::ERANGE);
     }

@@ -122,14 +122,15 @@ pub(super) fn readlink(task: &mut Task, path: Path, buf: OutBytes, size: i32) ->
 pub(super) fn readlinkat(task: &mut Task, dir: DirFd, path: Path, buf: OutBytes, size: i32) -> SysResult {
     let size = usize::try_from(size).ok().filter(|size| *size > 0).ok_or(Errno::EINVAL)?;
     let mut bytes = [0; crate::sentry::abi::PATH_MAX];
-    let target = match task.executable_link(dir.0, &path) {
-        Some(target) => {
+    let at = task.locate(dir.0, &path, false)?;
+    let target = match at.node {
+        Some(node) => {
+            let target = task.link_text(node)?;
             let len = target.len().min(size).min(bytes.len());
             bytes[..len].copy_from_slice(&target[..len]);
             len
         }
         None => {
-            let at = task.locate(dir.0, &path, false)?;
             let limit = size.min(bytes.len());
             host::readlinkat(at.dir(), at.path(), &mut bytes[..limit])?
         }

@@ -5,11 +5,12 @@ use super::args::InTimespec;
 use crate::GuestAddr;
 use crate::sentry::abi::{Pollfd, Timespec, Timeval};
 use crate::sentry::errno::Errno;
-use crate::sentry::file::File;
+use crate::sentry::file::{File, Kind};
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
+use crate::sentry::signalfd::SignalFile;
 use crate::sentry::signals::SignalSet;
-use crate::sentry::task::Task;
+use crate::sentry::task::{Restart, Task};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,10 +32,68 @@ impl Timeout {
     }
 }
 
+/// What a wait is for, with host descriptors in it.
+struct Waited {
+    fds: Vec<libc::pollfd>,
+    /// Kept open for the length of the wait.
+    files: Vec<Option<Arc<File>>>,
+}
+
+impl Waited {
+    /// The guest's array; what is no descriptor of the guest's has -1 in it.
+    fn translate(task: &Task, guest: &[Pollfd]) -> Self {
+        let mut files = Vec::with_capacity(guest.len());
+        let fds = guest
+            .iter()
+            .map(|entry| {
+                let file = if entry.fd < 0 { None } else { task.file(entry.fd).ok() };
+                let fd = file.as_ref().map_or(-1, |file| file.as_fd().as_raw_fd());
+                let events = file.as_ref().map_or(0, |file| match file.kind() {
+                    Kind::Signals(_) => 0, // looked at here
+                    _ => file.host_events(entry.events as u16 as u32) as i16,
+                });
+                files.push(file);
+                libc::pollfd { fd, events, revents: 0 }
+            })
+            .collect();
+        Self { fds, files }
+    }
+
+    /// The signalfds among them that are waited for to be readable, by their places.
+    fn signal_files<'a>(&'a self, guest: &'a [Pollfd]) -> impl Iterator<Item = (usize, &'a SignalFile)> {
+        let readable = |entry: &Pollfd| entry.events & (libc::POLLIN | libc::POLLRDNORM) != 0;
+        let files = self.files.iter().zip(guest).enumerate().filter(move |(_, (_, entry))| readable(entry));
+        files.filter_map(|(at, (file, _))| match file.as_deref().map(File::kind) {
+            Some(Kind::Signals(signals)) => Some((at, signals)),
+            _ => None,
+        })
+    }
+
+    /// The signals whose arrival makes one of them readable.
+    fn watched(&self, guest: &[Pollfd]) -> SignalSet {
+        self.signal_files(guest).fold(SignalSet::default(), |all, (_, signals)| all.union(signals.mask()))
+    }
+
+    /// Marks the signalfds that the task could read; returns how many.
+    fn mark_signals(&mut self, task: &Task, guest: &[Pollfd]) -> usize {
+        let pending = task.all_pending();
+        let ready = |signals: &SignalFile| !signals.mask().intersection(pending).is_empty();
+        let found: Vec<usize> =
+            self.signal_files(guest).filter(|(_, signals)| ready(signals)).map(|(at, _)| at).collect();
+        for at in &found {
+            if let (Some(entry), Some(guest)) = (self.fds.get_mut(*at), guest.get(*at)) {
+                entry.revents = guest.events & (libc::POLLIN | libc::POLLRDNORM);
+            }
+        }
+        found.len()
+    }
+}
+
 /// Polls until something is ready; the time that is left comes back with the count.
 fn poll_files(
     task: &mut Task,
-    fds: &mut [libc::pollfd],
+    guest: &[Pollfd],
+    waited: &mut Waited,
     timeout: Timeout,
 ) -> (Result<usize, Errno>, Duration) {
     let started = Instant::now();
@@ -43,33 +102,32 @@ fn poll_files(
         Timeout::After(limit) => Some(limit),
     };
     let left = |limit: Duration| limit.saturating_sub(started.elapsed());
-    match host::poll_now(fds, 0) {
-        Ok(0) if limit != Some(Duration::ZERO) => {}
-        other => return (other, limit.map_or(Duration::ZERO, left)),
+    let watched = waited.watched(guest);
+    if !watched.is_empty() {
+        task.handle.set_watched(watched);
     }
-    let result = task.wait(|_, attention| {
-        let mut time = limit.map(|limit| Timespec::from_duration(left(limit)).to_array());
-        host::wait_ppoll(attention, fds, time.as_mut(), 0)
-    });
-    // These calls start again only when no handler runs, whatever SA_RESTART says.
-    let result =
-        result.map_err(|errno| if errno == Errno::ERESTARTSYS { Errno::ERESTARTNOHAND } else { errno });
+    let result = loop {
+        let ready = host::poll_now(&mut waited.fds, 0);
+        let signals = if watched.is_empty() { 0 } else { waited.mark_signals(task, guest) };
+        match ready.map(|ready| ready + signals) {
+            Ok(0) if limit != Some(Duration::ZERO) => {}
+            other => break other,
+        }
+        let result = task.wait(|_, attention| {
+            let mut time = limit.map(|limit| Timespec::from_duration(left(limit)).to_array());
+            host::wait_ppoll(attention, &mut waited.fds, time.as_mut(), 0)
+        });
+        match result {
+            Err(Errno::ERESTARTSYS) if !task.all_pending().intersection(watched).is_empty() => {}
+            // These calls start again only when no handler runs, whatever SA_RESTART says.
+            Err(Errno::ERESTARTSYS) => break Err(Errno::ERESTARTNOHAND),
+            other => break other,
+        }
+    };
+    if !watched.is_empty() {
+        task.handle.set_watched(SignalSet::default());
+    }
     (result, limit.map_or(Duration::ZERO, left))
-}
-
-/// The guest's array with host descriptors in it; the files are kept open for the length of the wait.
-fn translate(task: &Task, guest: &[Pollfd]) -> (Vec<libc::pollfd>, Vec<Arc<File>>) {
-    let mut files = Vec::with_capacity(guest.len());
-    let host = guest
-        .iter()
-        .map(|entry| {
-            let file = if entry.fd < 0 { None } else { task.file(entry.fd).ok() };
-            let fd = file.as_ref().map_or(-1, |file| file.as_fd().as_raw_fd());
-            files.extend(file);
-            libc::pollfd { fd, events: entry.events, revents: 0 }
-        })
-        .collect();
-    (host, files)
 }
 
 fn poll_guest(task: &mut Task, addr: GuestAddr, count: u32, timeout: Timeout) -> (SysResult, Duration) {
@@ -82,26 +140,48 @@ fn poll_guest(task: &mut Task, addr: GuestAddr, count: u32, timeout: Timeout) ->
     if task.memory().read(addr, guest.as_mut_bytes()).is_err() {
         return (Err(Errno::EFAULT), Duration::ZERO);
     }
-    let (mut fds, _files) = translate(task, &guest);
-    let bad = guest.iter().zip(&fds).filter(|(guest, host)| guest.fd >= 0 && host.fd < 0).count();
+    let mut waited = Waited::translate(task, &guest);
+    let is_bad = |(guest, host): (&Pollfd, &libc::pollfd)| guest.fd >= 0 && host.fd < 0;
+    let bad = guest.iter().zip(&waited.fds).filter(|pair| is_bad(*pair)).count();
     // A bad descriptor is ready at once.
     let timeout = if bad > 0 { Timeout::After(Duration::ZERO) } else { timeout };
-    let (ready, left) = poll_files(task, &mut fds, timeout);
+    let (ready, left) = poll_files(task, &guest, &mut waited, timeout);
     let ready = match ready {
         Ok(ready) => ready,
         Err(errno) => return (Err(errno), left),
     };
-    for (guest, host) in guest.iter_mut().zip(&fds) {
-        guest.revents = if guest.fd >= 0 && host.fd < 0 { libc::POLLNVAL } else { host.revents };
+    for (guest, host) in guest.iter_mut().zip(&waited.fds) {
+        guest.revents = if is_bad((guest, host)) { libc::POLLNVAL } else { host.revents };
     }
     let written = task.memory().write(addr, guest.as_bytes());
     (written.map(|()| (ready + bad) as i64).map_err(Errno::from), left)
 }
 
 pub(super) fn poll(task: &mut Task, fds: GuestAddr, count: u32, timeout_ms: i32) -> SysResult {
-    let timeout =
-        u64::try_from(timeout_ms).map_or(Timeout::Never, |ms| Timeout::After(Duration::from_millis(ms)));
-    poll_guest(task, fds, count, timeout).0
+    let limit = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
+    poll_until(task, fds, count, limit.and_then(|limit| Instant::now().checked_add(limit)))
+}
+
+fn poll_until(task: &mut Task, fds: GuestAddr, count: u32, deadline: Option<Instant>) -> SysResult {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let timeout = left.map_or(Timeout::Never, Timeout::After);
+    match poll_guest(task, fds, count, timeout).0 {
+        Err(Errno::ERESTARTNOHAND) => {
+            task.restart = Some(Restart::Poll { fds, count, deadline });
+            Err(Errno::ERESTART_RESTARTBLOCK)
+        }
+        result => result,
+    }
+}
+
+/// Goes on with a `poll`.
+pub(super) fn poll_again(
+    task: &mut Task,
+    fds: GuestAddr,
+    count: u32,
+    deadline: Option<Instant>,
+) -> SysResult {
+    poll_until(task, fds, count, deadline)
 }
 
 /// Installs the mask of `ppoll` and `pselect6` for the length of the call.
@@ -183,18 +263,18 @@ fn select_files(
             guest.push(Pollfd { fd: fd as i32, events, revents: 0 });
         }
     }
-    let (mut fds, _files) = translate(task, &guest);
-    if fds.iter().any(|entry| entry.fd < 0) {
+    let mut waited = Waited::translate(task, &guest);
+    if waited.fds.iter().any(|entry| entry.fd < 0) {
         return (Err(Errno::EBADF), Duration::ZERO);
     }
-    let (ready, left) = poll_files(task, &mut fds, timeout);
+    let (ready, left) = poll_files(task, &guest, &mut waited, timeout);
     if let Err(errno) = ready {
         return (Err(errno), left);
     }
     let mut bits = 0;
     for (set, events) in sets.iter_mut().zip(EVENTS) {
         let mut result = vec![0_u64; set.words.len()];
-        for (guest, host) in guest.iter().zip(&fds) {
+        for (guest, host) in guest.iter().zip(&waited.fds) {
             let fd = guest.fd as usize;
             if set.has(fd) && host.revents & events != 0 {
                 result[fd / 64] |= 1 << (fd % 64);

@@ -7,7 +7,8 @@ use crate::sentry::abi::NSIG;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::kernel::Node;
-use crate::sentry::task::{ExitStatus, Task};
+use crate::sentry::task::{DEFAULT_TIMER_SLACK_NS, ExitStatus, Task};
+use std::sync::atomic::Ordering;
 
 /// `struct robust_list_head`.
 const ROBUST_LIST_HEAD: usize = 24;
@@ -126,8 +127,12 @@ pub(super) fn prctl(task: &mut Task, option: i32, arg: Hex, _: Hex, _: Hex, _: H
             let is = task.with_node(|node| node.is_subreaper).unwrap_or(false);
             task.memory().write_object(addr, &i32::from(is)).map(|()| 0)
         }
-        libc::PR_SET_TIMERSLACK => Ok(0),
-        libc::PR_GET_TIMERSLACK => Ok(50_000),
+        libc::PR_SET_TIMERSLACK => {
+            let slack = if arg.0 == 0 { DEFAULT_TIMER_SLACK_NS } else { arg.0 };
+            task.handle.timer_slack_ns.store(slack, Ordering::Relaxed);
+            Ok(0)
+        }
+        libc::PR_GET_TIMERSLACK => Ok(task.handle.timer_slack_ns.load(Ordering::Relaxed) as i64),
         libc::PR_GET_SECUREBITS | libc::PR_GET_KEEPCAPS | libc::PR_GET_SECCOMP => Ok(0),
         _ => Err(Errno::EINVAL),
     }

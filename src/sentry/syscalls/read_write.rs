@@ -93,12 +93,8 @@ pub(super) fn pwritev2(
 
 pub(super) fn lseek(task: &mut Task, fd: Fd, offset: i64, whence: Whence) -> SysResult {
     let file = task.file(fd.0)?;
-    if let Some(directory) = file.directory() {
-        if (offset, whence.0) != (0, libc::SEEK_SET) {
-            return Err(Errno::EINVAL);
-        }
-        directory.rewind();
-        return Ok(0);
+    if let Some(position) = file.proc().and_then(|proc| proc.seek(offset, whence.0)) {
+        return position;
     }
     host::lseek(file.as_fd(), offset, whence.0).map(|position| position as i64)
 }
@@ -123,6 +119,9 @@ fn copy(
     offsets: [(GuestAddr, &mut Option<[u8; 8]>); 2],
     mut call: impl FnMut(&host::Attention, Option<&mut [u8; 8]>, Option<&mut [u8; 8]>) -> Result<usize, Errno>,
 ) -> SysResult {
+    if files.iter().any(|file| !file.is_of_host()) {
+        return Err(Errno::EINVAL);
+    }
     let [(from_addr, from), (to_addr, to)] = offsets;
     let copied = if never_waits(files) {
         // The flag is not looked at: nothing here takes long.
@@ -147,6 +146,7 @@ pub(super) fn sendfile(task: &mut Task, out: Fd, input: Fd, offset: GuestAddr, c
     let (out, input) = (task.file(out.0)?, task.file(input.0)?);
     let mut from = read_offset(task, offset)?;
     let count = count.min(COPY_LIMIT);
+    task.refresh(&input, from.map(i64::from_ne_bytes))?;
     let offsets = [(offset, &mut from), (GuestAddr::NULL, &mut None)];
     copy(task, [&input, &out], offsets, |attention, from, _| {
         host::wait_sendfile(attention, out.as_fd(), input.as_fd(), from, count)
@@ -182,6 +182,7 @@ pub(super) fn splice(
     let (input, out) = (task.file(input.0)?, task.file(out.0)?);
     let (mut from, mut to) = (read_offset(task, from_addr)?, read_offset(task, to_addr)?);
     let len = len.min(COPY_LIMIT);
+    task.refresh(&input, from.map(i64::from_ne_bytes))?;
     copy(task, [&input, &out], [(from_addr, &mut from), (to_addr, &mut to)], |attention, from, to| {
         host::wait_splice(attention, input.as_fd(), from, out.as_fd(), to, len, flags)
     })

@@ -132,8 +132,7 @@ pub(super) fn rt_sigtimedwait(
     task.handle.set_awaited(wanted);
     task.set_mask(old_mask.minus(wanted));
     let result = loop {
-        let own = task.handle.pending().take(wanted);
-        if let Some(taken) = own.or_else(|| task.process.pending().take(wanted)) {
+        if let Some(taken) = task.take_signal(wanted) {
             break Ok(taken);
         }
         let left = limit.map(|limit| limit.saturating_sub(started.elapsed()));

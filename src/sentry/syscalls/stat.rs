@@ -4,8 +4,10 @@ use super::SysResult;
 use super::args::{AtFlags, DirFd, Fd, Hex, OutStat, Path};
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
+use crate::sentry::file::StatView;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
+use crate::sentry::procfs::RecordFormat;
 use crate::sentry::task::Task;
 use std::os::fd::AsFd as _;
 
@@ -17,9 +19,18 @@ pub(super) fn lstat(task: &mut Task, path: Path, buf: OutStat) -> SysResult {
     newfstatat(task, DirFd(libc::AT_FDCWD), path, buf, AtFlags(libc::AT_SYMLINK_NOFOLLOW))
 }
 
+/// `fstat`: of a node of the guest's `/proc`, what `stat` says.
+fn stat_open(task: &Task, fd: i32, bytes: &mut [u8; 144]) -> Result<(), Errno> {
+    let file = task.file(fd)?;
+    match file.proc() {
+        Some(proc) => task.stat_node(proc.node(), bytes),
+        None => host::fstat(file.as_fd(), bytes).map(drop),
+    }
+}
+
 pub(super) fn fstat(task: &mut Task, fd: Fd, buf: OutStat) -> SysResult {
     let mut bytes = [0; 144];
-    host::fstat(task.file(fd.0)?.as_fd(), &mut bytes)?;
+    stat_open(task, fd.0, &mut bytes)?;
     task.give(buf.0, &bytes).map(|()| 0)
 }
 
@@ -27,10 +38,17 @@ pub(super) fn newfstatat(task: &mut Task, dir: DirFd, path: Path, buf: OutStat, 
     let mut bytes = [0; 144];
     if path.0.is_empty() && flags.0 & libc::AT_EMPTY_PATH != 0 && dir.0 >= 0 {
         // How the C library spells fstat.
-        host::fstat(task.file(dir.0)?.as_fd(), &mut bytes)?;
+        stat_open(task, dir.0, &mut bytes)?;
     } else {
-        let at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
+        let mut at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
         host::newfstatat(at.dir(), at.path(), &mut bytes, flags.0)?;
+        if at.may_have_strayed(StatView(&bytes).device()) && flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0 {
+            at = task.relocate(&at)?;
+            host::newfstatat(at.dir(), at.path(), &mut bytes, flags.0)?;
+        }
+        if let Some(node) = at.node {
+            task.adjust_stat(node, &mut bytes);
+        }
     }
     task.give(buf.0, &bytes).map(|()| 0)
 }
@@ -46,6 +64,9 @@ pub(super) fn statx(
     let at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
     let mut bytes = [0; 256];
     host::statx(at.dir(), at.path(), flags.0, mask.0 as u32, &mut bytes)?;
+    if let Some(node) = at.node {
+        task.adjust_statx(node, &mut bytes);
+    }
     task.give(buf, &bytes).map(|()| 0)
 }
 
@@ -59,26 +80,21 @@ pub(super) fn fstatfs(task: &mut Task, fd: Fd, buf: Hex) -> SysResult {
 const ENTRIES_MAX: usize = 64 << 10;
 
 pub(super) fn getdents64(task: &mut Task, fd: Fd, buf: GuestAddr, size: u32) -> SysResult {
-    let file = task.file(fd.0)?;
-    let mut bytes = vec![0; (size as usize).min(ENTRIES_MAX)];
-    let len = match file.directory() {
-        Some(directory) => {
-            let descriptors: Vec<i32> = task.files().numbers().collect();
-            directory.read_entries(&descriptors, &mut bytes)?
-        }
-        None => host::getdents64(file.as_fd(), &mut bytes[..])?,
-    };
-    task.memory().write(buf, &bytes[..len])?;
-    Ok(len as i64)
+    entries(task, fd, buf, size, RecordFormat::New)
 }
 
 pub(super) fn getdents(task: &mut Task, fd: Fd, buf: GuestAddr, size: u32) -> SysResult {
+    entries(task, fd, buf, size, RecordFormat::Old)
+}
+
+fn entries(task: &mut Task, fd: Fd, buf: GuestAddr, size: u32, format: RecordFormat) -> SysResult {
     let file = task.file(fd.0)?;
-    if file.directory().is_some() {
-        return Err(Errno::EINVAL); // the old format is not made up; nothing reads /proc/self/fd with it
-    }
     let mut bytes = vec![0; (size as usize).min(ENTRIES_MAX)];
-    let len = host::getdents(file.as_fd(), &mut bytes[..])?;
+    let len = match (file.proc().filter(|proc| proc.is_directory()), format) {
+        (Some(proc), _) => task.read_entries(proc, format, &mut bytes)?,
+        (None, RecordFormat::New) => host::getdents64(file.as_fd(), &mut bytes[..])?,
+        (None, RecordFormat::Old) => host::getdents(file.as_fd(), &mut bytes[..])?,
+    };
     task.memory().write(buf, &bytes[..len])?;
     Ok(len as i64)
 }

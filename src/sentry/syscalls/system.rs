@@ -3,7 +3,7 @@
 use super::SysResult;
 use super::args::{OutBytes, RandomFlags, Resource};
 use crate::GuestAddr;
-use crate::sentry::abi::{Rlimit, Timeval};
+use crate::sentry::abi::Rlimit;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
@@ -74,6 +74,9 @@ pub(super) fn prlimit64(
         limits.set(which.0, new)?;
         let descriptors = limits.descriptors();
         drop(limits);
+        if which.0 == libc::RLIMIT_CPU {
+            task.process.sample_if_limited();
+        }
         task.files().set_limit(descriptors);
     }
     task.give_optional(old, &current).map(|()| 0)
@@ -83,9 +86,9 @@ pub(super) fn getrusage(task: &mut Task, who: i32, usage: GuestAddr) -> SysResul
     let mut bytes = [0; 144];
     host::getrusage(who, &mut bytes)?;
     if who == libc::RUSAGE_SELF || who == libc::RUSAGE_THREAD {
-        let times = [super::time::stub_time(task), super::time::supervisor_time()];
-        for (slot, time) in bytes.chunks_exact_mut(16).zip(times) {
-            let time = Timeval { sec: time.as_secs() as i64, usec: i64::from(time.subsec_micros()) };
+        let used = if who == libc::RUSAGE_SELF { task.process.cpu_usage() } else { task.handle.cpu_usage() };
+        for (slot, ns) in bytes.chunks_exact_mut(16).zip([used.user_ns, used.system_ns]) {
+            let time = crate::sentry::timers::to_timeval(i64::try_from(ns).unwrap_or(i64::MAX));
             slot.copy_from_slice(time.as_bytes());
         }
     }

@@ -2,8 +2,8 @@
 
 use super::args::*;
 use super::{
-    clone, descriptor, epoll, futex, identity, ioctl, kill, memory, open, path, poll, process, read_write,
-    signal, stat, syscall_table, system, terminal, time, wait, xattr,
+    clone, descriptor, epoll, futex, identity, ioctl, kill, memory, open, path, pidfd, poll, process,
+    read_write, signal, signalfd, stat, syscall_table, system, terminal, time, timer, wait, xattr,
 };
 use crate::GuestAddr;
 
@@ -41,9 +41,9 @@ syscall_table! {
     33 dup2(old: Fd, new: Fd) => descriptor::dup2;
     34 pause() => signal::pause;
     35 nanosleep(request: InTimespec, remaining: GuestAddr) => time::nanosleep;
-    36 getitimer(which: i32, value: GuestAddr) => time::getitimer;
-    37 alarm(seconds: u32) => time::alarm;
-    38 setitimer(which: i32, new: GuestAddr, old: GuestAddr) => time::setitimer;
+    36 getitimer(which: i32, value: GuestAddr) => timer::getitimer;
+    37 alarm(seconds: u32) => timer::alarm;
+    38 setitimer(which: i32, new: GuestAddr, old: GuestAddr) => timer::setitimer;
     39 getpid() => identity::getpid;
     40 sendfile(out: Fd, input: Fd, offset: GuestAddr, count: usize) => read_write::sendfile;
     59 execve(path: Path, argv: GuestAddr, envp: GuestAddr) => process::execve;
@@ -153,7 +153,13 @@ syscall_table! {
     213 epoll_create(size: i32) => epoll::epoll_create;
     217 getdents64(fd: Fd, buf: GuestAddr, size: u32) => stat::getdents64;
     218 set_tid_address(addr: GuestAddr) => process::set_tid_address;
+    219 restart_syscall() => time::restart_syscall;
     221 fadvise64(fd: Fd, offset: i64, length: i64, advice: i32) => descriptor::fadvise64;
+    222 timer_create(clock: ClockId, event: GuestAddr, timer: GuestAddr) => timer::timer_create;
+    223 timer_settime(timer: i32, flags: i32, new: GuestAddr, old: GuestAddr) => timer::timer_settime;
+    224 timer_gettime(timer: i32, value: GuestAddr) => timer::timer_gettime;
+    225 timer_getoverrun(timer: i32) => timer::timer_getoverrun;
+    226 timer_delete(timer: i32) => timer::timer_delete;
     227 clock_settime(clock: ClockId, time: InTimespec) => time::clock_settime;
     228 clock_gettime(clock: ClockId, time: OutTimespec) => time::clock_gettime;
     229 clock_getres(clock: ClockId, time: OutTimespec) => time::clock_getres;
@@ -191,8 +197,13 @@ syscall_table! {
     280 utimensat(dir: DirFd, path: OptionalPath, times: GuestAddr, flags: AtFlags) => path::utimensat;
     281 epoll_pwait(epoll: Fd, events: GuestAddr, most: i32, timeout: i32, mask: GuestAddr, size: usize)
         => epoll::epoll_pwait;
+    282 signalfd(fd: Fd, mask: GuestAddr, size: usize) => signalfd::signalfd;
+    283 timerfd_create(clock: ClockId, flags: i32) => timer::timerfd_create;
     284 eventfd(initial: u32) => open::eventfd;
     285 fallocate(fd: Fd, mode: i32, offset: i64, length: i64) => descriptor::fallocate;
+    286 timerfd_settime(fd: Fd, flags: i32, new: GuestAddr, old: GuestAddr) => timer::timerfd_settime;
+    287 timerfd_gettime(fd: Fd, value: GuestAddr) => timer::timerfd_gettime;
+    289 signalfd4(fd: Fd, mask: GuestAddr, size: usize, flags: i32) => signalfd::signalfd4;
     290 eventfd2(initial: u32, flags: i32) => open::eventfd2;
     291 epoll_create1(flags: OpenFlags) => epoll::epoll_create1;
     292 dup3(old: Fd, new: Fd, flags: OpenFlags) => descriptor::dup3;
@@ -215,9 +226,12 @@ syscall_table! {
     328 pwritev2(fd: Fd, iov: InIovecs, count: usize, offset: i64, high: u64, flags: i32) => read_write::pwritev2;
     332 statx(dir: DirFd, path: Path, flags: AtFlags, mask: Hex, buf: GuestAddr) => stat::statx;
     334 rseq(area: GuestAddr, len: u32, flags: i32, signature: Hex) => process::rseq;
+    424 pidfd_send_signal(fd: Fd, signo: Signo, info: GuestAddr, flags: u32) => pidfd::pidfd_send_signal;
+    434 pidfd_open(pid: i32, flags: i32) => pidfd::pidfd_open;
     435 clone3(args: GuestAddr, size: usize) => clone::clone3;
     436 close_range(first: u32, last: u32, flags: u32) => open::close_range;
     437 openat2(dir: DirFd, path: Path, how: GuestAddr, size: usize) => open::openat2;
+    438 pidfd_getfd(pidfd: Fd, fd: Fd, flags: u32) => pidfd::pidfd_getfd;
     439 faccessat2(dir: DirFd, path: Path, mode: AccessMode, flags: AtFlags) => path::faccessat2;
     441 epoll_pwait2(epoll: Fd, events: GuestAddr, most: i32, timeout: GuestAddr, mask: GuestAddr, size: usize)
         => epoll::epoll_pwait2;

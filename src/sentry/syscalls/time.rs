@@ -1,4 +1,4 @@
-//! Clocks, sleeping and timers.
+//! Clocks and sleeping.
 
 use super::SysResult;
 use super::args::{ClockId, InTimespec, OutTimespec};
@@ -7,23 +7,9 @@ use crate::sentry::abi::{Timespec, Timeval};
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
-use crate::sentry::task::Task;
-use std::time::Duration;
+use crate::sentry::task::{Restart, Task};
+use crate::sentry::timers::{self, Base, Clock, CpuClock, HostClock};
 use zerocopy::IntoBytes as _;
-
-/// The processor time of the stub process: what the guest's own code has used.
-///
-/// The clock of another process: `MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED)`, include/linux/posix-timers.h.
-pub(super) fn stub_time(task: &Task) -> Duration {
-    const CPUCLOCK_SCHED: i32 = 2;
-    let clock = !task.memory().pid() << 3 | CPUCLOCK_SCHED;
-    read_clock(clock).ok().and_then(Timespec::to_duration).unwrap_or_default()
-}
-
-/// The processor time of the supervisor: what serving the guest's calls has used.
-pub(super) fn supervisor_time() -> Duration {
-    read_clock(libc::CLOCK_PROCESS_CPUTIME_ID).ok().and_then(Timespec::to_duration).unwrap_or_default()
-}
 
 fn read_clock(clock: i32) -> Result<Timespec, Errno> {
     let mut bytes = [0; 16];
@@ -31,33 +17,37 @@ fn read_clock(clock: i32) -> Result<Timespec, Errno> {
     Ok(Timespec::from_array(bytes))
 }
 
-fn guest_clock(task: &Task, clock: i32) -> Result<Timespec, Errno> {
-    match clock {
-        libc::CLOCK_PROCESS_CPUTIME_ID | libc::CLOCK_THREAD_CPUTIME_ID => {
-            Ok(Timespec::from_duration(stub_time(task) + supervisor_time()))
-        }
-        // Negative numbers name the clocks of other processes and of devices.
-        clock if clock < 0 => Err(Errno::EINVAL),
-        clock => read_clock(clock),
-    }
-}
-
 pub(super) fn clock_gettime(task: &mut Task, clock: ClockId, time: OutTimespec) -> SysResult {
-    let now = guest_clock(task, clock.0)?;
+    let now = match Clock::decode(task, clock.0)? {
+        Clock::Host(id) => read_clock(id)?,
+        Clock::Cpu(clock) => timers::to_timespec(clock.now().ok_or(Errno::EINVAL)?),
+    };
     task.give(time.0, now.as_bytes()).map(|()| 0)
 }
 
 pub(super) fn clock_getres(task: &mut Task, clock: ClockId, time: OutTimespec) -> SysResult {
     let mut bytes = [0; 16];
-    if clock.0 < 0 {
-        return Err(Errno::EINVAL);
+    match Clock::decode(task, clock.0)? {
+        Clock::Host(id) => {
+            host::clock_getres(id, Some(&mut bytes))?;
+        }
+        Clock::Cpu(_) => bytes = timers::to_timespec(1).to_array(),
     }
-    host::clock_getres(clock.0, Some(&mut bytes))?;
     task.give_optional(time.0, &bytes).map(|()| 0)
 }
 
-pub(super) fn clock_settime(_: &mut Task, _clock: ClockId, _time: InTimespec) -> SysResult {
-    Err(Errno::EPERM)
+/// The time is the host's: whoever may not set it natively may not here.
+pub(super) fn clock_settime(task: &mut Task, clock: ClockId, time: InTimespec) -> SysResult {
+    match Clock::decode(task, clock.0)? {
+        // The numbers of one's own clocks have nothing to set, the others may not be.
+        Clock::Cpu(_) if clock.0 < 0 => Err(Errno::EPERM),
+        Clock::Host(libc::CLOCK_REALTIME) => {
+            let time: Timespec = task.memory().read_object(time.0)?;
+            timers::from_timespec(time).ok_or(Errno::EINVAL)?;
+            Err(Errno::EPERM)
+        }
+        Clock::Host(_) | Clock::Cpu(_) => Err(Errno::EINVAL),
+    }
 }
 
 pub(super) fn gettimeofday(task: &mut Task, time: GuestAddr, zone: GuestAddr) -> SysResult {
@@ -72,29 +62,75 @@ pub(super) fn time(task: &mut Task, result: GuestAddr) -> SysResult {
     Ok(now.sec)
 }
 
-/// Sleeps; an interrupted relative sleep reports what is left.
-fn sleep(task: &mut Task, clock: i32, flags: i32, request: InTimespec, remaining: GuestAddr) -> SysResult {
-    let request: Timespec = task.memory().read_object(request.0)?;
-    request.to_duration().ok_or(Errno::EINVAL)?;
-    let absolute = flags & libc::TIMER_ABSTIME != 0;
-    let mut left = request.to_array();
-    let result = task.wait(|_, attention| {
-        let wanted = left;
-        host::wait_nanosleep(attention, clock, flags, &wanted, if absolute { None } else { Some(&mut left) })
-    });
+/// Sleeps until a time of a host clock. A relative sleep that was interrupted goes on where it was, unless a handler
+/// runs: then `remaining` says what is left.
+fn sleep_until(
+    task: &mut Task,
+    base: Base,
+    deadline: i64,
+    absolute: bool,
+    remaining: GuestAddr,
+) -> SysResult {
+    let until = timers::to_timespec(deadline).to_array();
+    let result = task
+        .wait(|_, attention| host::wait_nanosleep(attention, base.id(), libc::TIMER_ABSTIME, &until, None));
     match result {
+        Err(Errno::ERESTARTSYS) if absolute => Err(Errno::ERESTARTNOHAND),
         Err(Errno::ERESTARTSYS) => {
-            if !absolute {
-                task.memory().write_optional(remaining, &left)?;
-            }
-            Err(Errno::ERESTARTNOHAND)
+            let left = deadline.saturating_sub(base.now());
+            let restart = Restart::Sleep { base, deadline, remaining };
+            interrupted(task, left, remaining, restart)
         }
         other => other.map(|_| 0),
     }
 }
 
+/// A relative sleep was interrupted.
+fn interrupted(task: &mut Task, left: i64, remaining: GuestAddr, restart: Restart) -> SysResult {
+    if left <= 0 {
+        return Ok(0);
+    }
+    task.memory().write_optional(remaining, &timers::to_timespec(left))?;
+    task.restart = Some(restart);
+    Err(Errno::ERESTART_RESTARTBLOCK)
+}
+
+/// Sleeps until a clock of processor time has reached a time. Such a clock wakes nobody: it is looked at as often as
+/// it could be due, and never busily.
+fn sleep_on_cpu_clock(
+    task: &mut Task,
+    clock: CpuClock,
+    deadline: i64,
+    absolute: bool,
+    remaining: GuestAddr,
+) -> SysResult {
+    const RARE_NS: i64 = 50_000_000;
+    loop {
+        // A process that has ended has no more time.
+        let Some(now) = clock.now() else { return Err(Errno::EINVAL) };
+        let left = deadline.saturating_sub(now);
+        if left <= 0 {
+            return Ok(0);
+        }
+        let look = Base::Monotonic.now().saturating_add(timers::least_wait_ns(left).min(RARE_NS));
+        let look = timers::to_timespec(look).to_array();
+        let result = task.wait(|_, attention| {
+            host::wait_nanosleep(attention, libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &look, None)
+        });
+        match result {
+            Err(Errno::ERESTARTSYS) if absolute => return Err(Errno::ERESTARTNOHAND),
+            Err(Errno::ERESTARTSYS) => {
+                let left = deadline.saturating_sub(clock.now().unwrap_or(0));
+                let restart = Restart::CpuSleep { clock, deadline, remaining };
+                return interrupted(task, left, remaining, restart);
+            }
+            other => other?,
+        };
+    }
+}
+
 pub(super) fn nanosleep(task: &mut Task, request: InTimespec, remaining: GuestAddr) -> SysResult {
-    sleep(task, libc::CLOCK_MONOTONIC, 0, request, remaining)
+    clock_nanosleep(task, ClockId(libc::CLOCK_MONOTONIC), 0, request, remaining)
 }
 
 pub(super) fn clock_nanosleep(
@@ -104,51 +140,55 @@ pub(super) fn clock_nanosleep(
     request: InTimespec,
     remaining: GuestAddr,
 ) -> SysResult {
-    if clock.0 < 0 || clock.0 == libc::CLOCK_THREAD_CPUTIME_ID {
-        return Err(Errno::EINVAL);
+    let absolute = flags & libc::TIMER_ABSTIME != 0;
+    let clock = Clock::decode(task, clock.0)?;
+    let clock = match clock {
+        Clock::Host(id) => Err(HostClock::for_timers(id)?),
+        Clock::Cpu(clock) => Ok(clock),
+    };
+    let request: Timespec = task.memory().read_object(request.0)?;
+    let request = timers::from_timespec(request).ok_or(Errno::EINVAL)?;
+    match clock {
+        Err(clock) => {
+            let base = clock.base(absolute);
+            let deadline = if absolute { clock.to_base(request) } else { base.now().saturating_add(request) };
+            sleep_until(task, base, deadline, absolute, remaining)
+        }
+        // Its own clock stands still meanwhile.
+        Ok(clock) if clock.is_of_thread(&task.handle) => Err(Errno::EINVAL),
+        Ok(clock) => {
+            let now = clock.now().ok_or(Errno::EINVAL)?;
+            let deadline = if absolute { request } else { now.saturating_add(request) };
+            sleep_on_cpu_clock(task, clock, deadline, absolute, remaining)
+        }
     }
-    sleep(task, clock.0, flags, request, remaining)
+}
+
+/// Goes on with a call that a signal without a handler interrupted. The guest does not make this call itself: delivery
+/// puts its number into rax.
+pub(super) fn restart_syscall(task: &mut Task) -> SysResult {
+    match task.restart.take() {
+        None => Err(Errno::EINTR),
+        Some(Restart::Sleep { base, deadline, remaining }) => {
+            sleep_until(task, base, deadline, false, remaining)
+        }
+        Some(Restart::CpuSleep { clock, deadline, remaining }) => {
+            sleep_on_cpu_clock(task, clock, deadline, false, remaining)
+        }
+        Some(Restart::Poll { fds, count, deadline }) => super::poll::poll_again(task, fds, count, deadline),
+        Some(Restart::Futex { addr, key, value, deadline }) => {
+            super::futex::wait_again(task, addr, key, value, deadline)
+        }
+    }
 }
 
 pub(super) fn times(task: &mut Task, buf: GuestAddr) -> SysResult {
     let mut host_times = [0; 32];
     let ticks = host::times(&mut host_times)?;
-    let to_ticks = |time: Duration| (time.as_secs_f64() * host::ticks_per_second() as f64) as u64;
-    let own = [to_ticks(stub_time(task)), to_ticks(supervisor_time()), 0_u64, 0];
+    let to_ticks = |ns: u64| ns / (1_000_000_000 / host::ticks_per_second().max(1));
+    let own = task.process.cpu_usage();
+    let children = task.with_node(|node| node.children_usage).unwrap_or_default();
+    let own = [own.user_ns, own.system_ns, children.user_ns, children.system_ns].map(to_ticks);
     task.memory().write_optional(buf, &own)?;
     Ok(ticks as i64)
-}
-
-/// Only the real-time timer is offered: the others count the time of a process that the host sees as two.
-fn check_timer(which: i32) -> Result<(), Errno> {
-    match which {
-        libc::ITIMER_REAL => Ok(()),
-        libc::ITIMER_VIRTUAL | libc::ITIMER_PROF => Err(Errno::ENOSYS),
-        _ => Err(Errno::EINVAL),
-    }
-}
-
-pub(super) fn setitimer(task: &mut Task, which: i32, new: GuestAddr, old: GuestAddr) -> SysResult {
-    check_timer(which)?;
-    let new = task.memory().read_optional::<[u8; 32]>(new)?.unwrap_or_default();
-    let mut previous = [0; 32];
-    // The supervisor's own timer: its SIGALRM is forwarded to the guest like any other signal.
-    host::setitimer(which, &new, &mut previous)?;
-    task.memory().write_optional(old, &previous).map(|()| 0)
-}
-
-pub(super) fn getitimer(task: &mut Task, which: i32, value: GuestAddr) -> SysResult {
-    check_timer(which)?;
-    let mut current = [0; 32];
-    host::getitimer(which, &mut current)?;
-    task.memory().write_object(value, &current).map(|()| 0)
-}
-
-pub(super) fn alarm(_: &mut Task, seconds: u32) -> SysResult {
-    let new: [u8; 32] = zerocopy::transmute!([0, 0, i64::from(seconds), 0]);
-    let mut old = [0; 32];
-    host::setitimer(libc::ITIMER_REAL, &new, &mut old)?;
-    let [_, _, sec, usec]: [i64; 4] = zerocopy::transmute!(old);
-    // As the kernel: rounded, but never to "none" while one was set.
-    Ok(if sec == 0 && usec > 0 || usec >= 500_000 { sec + 1 } else { sec })
 }

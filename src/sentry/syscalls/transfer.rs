@@ -3,9 +3,10 @@
 use super::SysResult;
 use crate::sentry::abi::{Iovec, MAX_RW_COUNT};
 use crate::sentry::errno::Errno;
-use crate::sentry::file::{File, FileType};
+use crate::sentry::file::{File, FileType, Kind};
 use crate::sentry::guest_memory::{GuestMemory, GuestMemoryExt as _};
 use crate::sentry::host;
+use crate::sentry::procfs::Node;
 use crate::sentry::signals::SigInfo;
 use crate::sentry::task::Task;
 use crate::{Context, GuestAddr};
@@ -56,7 +57,7 @@ impl Segments {
     }
 
     /// Copies to the guest; returns how much arrived before a bad address.
-    fn copy_out(&mut self, memory: &dyn GuestMemory, bytes: &[u8]) -> usize {
+    pub(super) fn copy_out(&mut self, memory: &dyn GuestMemory, bytes: &[u8]) -> usize {
         let mut done = 0;
         while let Some((addr, len)) = (done < bytes.len()).then(|| self.next(bytes.len() - done)).flatten() {
             match memory.write(addr, &bytes[done..done + len]) {
@@ -99,6 +100,14 @@ fn take_buffer(task: &mut Task, len: usize) -> Vec<u8> {
 pub(super) fn read(task: &mut Task, file: &File, segments: Segments, offset: Option<i64>) -> SysResult {
     if offset.is_some_and(|offset| offset < 0) {
         return Err(Errno::EINVAL);
+    }
+    task.refresh(file, offset)?;
+    match file.kind() {
+        Kind::Signals(signals) if offset.is_none() => {
+            return super::signalfd::read(task, file, signals, segments);
+        }
+        Kind::Pid(_) if offset.is_none() => return Err(Errno::EINVAL),
+        _ => {}
     }
     if let Some(terminal) = file.terminal() {
         task.check_terminal_read(file, terminal)?;
@@ -163,6 +172,12 @@ pub(super) fn write(task: &mut Task, file: &File, segments: Segments, offset: Op
     if offset.is_some_and(|offset| offset < 0) {
         return Err(Errno::EINVAL);
     }
+    if let Some(proc) = file.proc().filter(|proc| proc.is_text()) {
+        return write_to_proc(task, file, proc.node(), segments);
+    }
+    if matches!(file.kind(), Kind::Signals(_) | Kind::Pid(_)) && offset.is_none() {
+        return Err(Errno::EINVAL);
+    }
     if let Some(terminal) = file.terminal() {
         task.check_terminal_write(file, terminal)?;
     }
@@ -170,6 +185,18 @@ pub(super) fn write(task: &mut Task, file: &File, segments: Segments, offset: Op
     let result = write_through(task, file, segments, offset, &mut buffer);
     task.buffer = buffer;
     result
+}
+
+/// Writes to a file of the guest's `/proc`, of which the first page is as much as any takes.
+fn write_to_proc(task: &mut Task, file: &File, node: Node, mut segments: Segments) -> SysResult {
+    // Nothing: the host says whether the descriptor is open for writing.
+    host::write(file.as_fd(), &[][..])?;
+    let mut bytes = vec![0; segments.left().min(crate::PAGE_SIZE as usize)];
+    let copied = segments.copy_in(task.memory(), &mut bytes);
+    if copied < bytes.len() {
+        return Err(Errno::EFAULT);
+    }
+    task.write_text(node, &bytes).map(|taken| taken as i64)
 }
 
 fn write_through(

@@ -94,6 +94,12 @@ pub(super) fn waitid(
         libc::P_PID if id > 0 => WaitFor::Process(id),
         libc::P_PGID if id == 0 => WaitFor::Group(task.with_node(|node| node.group).unwrap_or(0)),
         libc::P_PGID if id > 0 => WaitFor::Group(id),
+        libc::P_PIDFD if id >= 0 => match task.process_of_pid_file(id) {
+            Ok(process) => WaitFor::Process(process.pid),
+            // It was waited for: it is nobody's child any more.
+            Err(Errno::ESRCH) => return Err(Errno::ECHILD),
+            Err(errno) => return Err(errno),
+        },
         _ => return Err(Errno::EINVAL),
     };
     let request = WaitRequest {
@@ -105,7 +111,12 @@ pub(super) fn waitid(
         clones_only: options.0 & WCLONE != 0,
         all_kinds: options.0 & WALL != 0,
     };
-    let found = wait_for(task, &request, options.0 & libc::WNOHANG != 0)?;
+    let no_hang = options.0 & libc::WNOHANG != 0;
+    let by_nonblocking = kind as u32 == libc::P_PIDFD && task.file(id)?.is_nonblocking();
+    let found = wait_for(task, &request, no_hang || by_nonblocking)?;
+    if found.is_none() && by_nonblocking && !no_hang {
+        return Err(Errno::EAGAIN);
+    }
     if let Some(found) = found {
         task.memory().write_optional(usage, &found.usage.to_rusage())?;
     }

@@ -6,6 +6,7 @@ use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::hook::TaskId;
 use crate::sentry::kernel::Child;
 use crate::sentry::observe::Observer;
+use crate::sentry::pidfd;
 use crate::sentry::process::{Process, lock};
 use crate::sentry::signals::{AltStack, TaskSignals};
 use crate::{GuestAddr, SwitchError};
@@ -22,6 +23,8 @@ pub(crate) struct CloneRequest {
     pub(crate) stack: u64,
     pub(crate) parent_tid: GuestAddr,
     pub(crate) child_tid: GuestAddr,
+    /// Where the number of the `CLONE_PIDFD` goes.
+    pub(crate) pid_fd: GuestAddr,
     pub(crate) tls: u64,
 }
 
@@ -131,9 +134,14 @@ impl Task {
             last_fault: self.signals.last_fault,
             ..TaskSignals::default()
         };
+        // Made before anything can be seen of the child: its table of descriptors is a copy without it.
+        let pid_file = match request.has(libc::CLONE_PIDFD) {
+            true => Some(self.install_unborn_pid_file(request.pid_fd)?),
+            false => None,
+        };
         let kernel = Arc::clone(self.kernel());
         let mut tree = kernel.tree();
-        let id = tree.new_id()?;
+        let id = tree.new_id().inspect_err(|_| self.take_back(pid_file.as_ref()))?;
         let process = match is_thread {
             true => Arc::clone(&self.process),
             false => Arc::new(self.new_process(id, request)),
@@ -148,6 +156,10 @@ impl Task {
             };
             let exit_signal = request.exit_signal;
             tree.add(Child { process: Arc::clone(&process), parent, creator: self.tid(), exit_signal });
+            process.sample_if_limited();
+            if let Some(file) = &pid_file {
+                pidfd::adopt(file, &process);
+            }
         }
         tree.add_thread(&handle);
         drop(tree);
@@ -178,6 +190,7 @@ impl Task {
         if kernel.workers.run(move || task.run_to_end()).is_err() {
             kernel.thread_ended(&handle, super::ExitStatus::Signaled(libc::SIGKILL), Default::default());
             kernel.tree().reap(id);
+            self.take_back(pid_file.as_ref());
             return Err(Errno::EAGAIN);
         }
         if request.has(libc::CLONE_VFORK) {
@@ -196,7 +209,9 @@ impl Task {
         };
         let limits = self.process.limits().clone();
         let program = self.process.program().clone();
-        Process::new(Arc::clone(self.kernel()), pid, actions, limits, program)
+        let process = Process::new(Arc::clone(self.kernel()), pid, actions, limits, program);
+        process.copy_oom_score_adj(&self.process);
+        process
     }
 
     /// Waits until the child of a `vfork` lets go of the memory. Only the process's end ends it earlier.

@@ -3,7 +3,6 @@
 use super::Task;
 use crate::GuestAddr;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
-use crate::sentry::host;
 use crate::sentry::kernel::tree::Usage;
 use crate::sentry::process::lock;
 use crate::sentry::task::ExitStatus;
@@ -12,12 +11,12 @@ use std::sync::Arc;
 impl Task {
     /// Runs the task in the calling thread until it has ended, and clears up after it.
     pub(crate) fn run_to_end(mut self) {
-        self.used_before_ns = host::thread_time_ns();
         self.handle.attach(self.context.interrupter());
         if self.handle.attention.is_raised() {
             // Whoever wanted the task before it was attached found nothing to interrupt.
             self.context.interrupter().interrupt();
         }
+        self.handle.start_clock();
         let status = match self.run() {
             Ok(status) => status,
             Err(error) => {
@@ -38,13 +37,9 @@ impl Task {
         self.context.count_answers();
         let kernel = Arc::clone(self.kernel());
         lock(&kernel.counts).absorb(&self.observer.counts);
-        let own_ns = host::thread_time_ns().saturating_sub(self.used_before_ns);
-        let usage = self.process.add_usage(Usage { system_ns: own_ns, ..Usage::default() });
-        let usage = match Arc::strong_count(&self.mm) {
-            // Nobody else runs in that memory: what its stub process has used is this process's.
-            1 => usage.plus(self.mm.usage()),
-            _ => usage,
-        };
+        let usage = self.process.add_thread_usage(&self.handle);
+        let max_rss_kib = self.mm.usage().max_rss_kib;
+        let usage = usage.plus(Usage { max_rss_kib, ..Usage::default() });
         let handle = Arc::clone(&self.handle);
         // Everything that the task holds goes before others hear of its end; the parent of a vfork goes on first.
         let Task { context, mm, files, fs, vfork_gate, .. } = self;

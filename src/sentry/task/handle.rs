@@ -1,11 +1,15 @@
 //! What others may touch of a task: its signal queue, its mask, and the ways to make it look.
 
 use crate::Interrupter;
+use crate::sentry::fd_table::FdTable;
+use crate::sentry::fs_context::FsContext;
 use crate::sentry::host::{self, Attention};
-use crate::sentry::process::Process;
+use crate::sentry::memory::Mm;
+use crate::sentry::process::{Process, lock};
 use crate::sentry::signals::{Pending, SigInfo, SignalSet};
+use crate::sentry::timers::TaskClock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The shared part of a task.
 ///
@@ -29,13 +33,33 @@ pub(crate) struct TaskHandle {
     mask: AtomicU64,
     /// The signals that `sigtimedwait` waits for: not blocked meanwhile, and kept even if they are ignored.
     awaited: AtomicU64,
+    /// The signals whose arrival a read or a poll of a signalfd waits for.
+    watched: AtomicU64,
     /// Signals sent to this task in particular.
     pending: Mutex<Pending>,
+    /// Its processor time.
+    pub(crate) clock: Mutex<TaskClock>,
     /// `PR_SET_NAME`.
     name: Mutex<[u8; 16]>,
     /// It has to end, because its process ends or another thread executes a program.
     doomed: AtomicBool,
+    belongings: Mutex<Belongings>,
+    /// When the thread was made, in nanoseconds since the host started.
+    pub(crate) started_ns: u64,
+    /// `PR_SET_TIMERSLACK`.
+    pub(crate) timer_slack_ns: AtomicU64,
 }
+
+/// What the task shares with others, for `/proc`: only as long as the task, or another, has it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Belongings {
+    pub(crate) mm: Weak<Mm>,
+    pub(crate) files: Weak<Mutex<FdTable>>,
+    pub(crate) fs: Weak<Mutex<FsContext>>,
+}
+
+/// The timer slack that a thread starts with.
+pub(crate) const DEFAULT_TIMER_SLACK_NS: u64 = 50_000;
 
 /// Where a task is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +75,9 @@ pub(crate) enum Place {
 
 impl TaskHandle {
     pub(crate) fn new(tid: i32, process: Arc<Process>, mask: SignalSet, name: [u8; 16]) -> Self {
+        if tid == process.pid {
+            process.remember_name(name);
+        }
         Self {
             tid: AtomicI32::new(tid),
             process,
@@ -61,9 +88,14 @@ impl TaskHandle {
             bell: AtomicU32::new(0),
             mask: AtomicU64::new(mask.0),
             awaited: AtomicU64::new(0),
+            watched: AtomicU64::new(0),
             pending: Mutex::default(),
+            clock: Mutex::default(),
             name: Mutex::new(name),
             doomed: AtomicBool::new(false),
+            belongings: Mutex::default(),
+            started_ns: host::boot_time_ns(),
+            timer_slack_ns: AtomicU64::new(DEFAULT_TIMER_SLACK_NS),
         }
     }
 
@@ -104,6 +136,25 @@ impl TaskHandle {
         self.awaited.store(awaited.0, Ordering::SeqCst);
     }
 
+    pub(crate) fn watched(&self) -> SignalSet {
+        SignalSet(self.watched.load(Ordering::SeqCst))
+    }
+
+    /// Only for the task itself. Look for what is pending afterwards.
+    pub(crate) fn set_watched(&self, watched: SignalSet) {
+        self.watched.store(watched.0, Ordering::SeqCst);
+    }
+
+    /// The stub thread that runs the task's code.
+    pub(crate) fn stub_thread(&self) -> Option<i32> {
+        lock(&self.interrupter).as_ref().and_then(Interrupter::stub_thread)
+    }
+
+    /// Its descriptor table, while it has one.
+    pub(crate) fn files(&self) -> Option<Arc<Mutex<FdTable>>> {
+        self.belongings().files.upgrade()
+    }
+
     pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -119,6 +170,17 @@ impl TaskHandle {
             *to = *from;
         }
         *self.name.lock().unwrap_or_else(PoisonError::into_inner) = name;
+        if self.tid() == self.process.pid {
+            self.process.remember_name(name);
+        }
+    }
+
+    pub(crate) fn belongings(&self) -> Belongings {
+        self.belongings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_belongings(&self, belongings: Belongings) {
+        *self.belongings.lock().unwrap_or_else(PoisonError::into_inner) = belongings;
     }
 
     /// Tells the task to end instead of going back to the guest.

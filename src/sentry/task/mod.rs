@@ -4,11 +4,13 @@ mod clone;
 mod exit;
 mod handle;
 mod near;
+mod restart;
 mod waiting;
 
 use clone::VforkGate;
 pub(crate) use clone::{CLONE_NEWTIME, CloneRequest, NAMESPACES};
-pub(crate) use handle::TaskHandle;
+pub(crate) use handle::{Belongings, DEFAULT_TIMER_SLACK_NS, Place, TaskHandle};
+pub(crate) use restart::Restart;
 pub(crate) use waiting::Parked;
 
 use super::errno::Errno;
@@ -95,8 +97,8 @@ pub(crate) struct Task {
     pub(crate) robust_list: u64,
     /// The parent of a `vfork` waits behind it until this task executes a program or ends.
     vfork_gate: Option<VforkGate>,
-    /// What the thread that runs the task had used before.
-    used_before_ns: u64,
+    /// How the call that a signal interrupted goes on, if no handler runs.
+    pub(crate) restart: Option<Restart>,
 }
 
 /// What a task is made of, apart from what it always starts with.
@@ -111,6 +113,7 @@ pub(crate) struct TaskParts {
 }
 
 /// A directory that a path is relative to.
+#[derive(Clone)]
 pub(crate) enum Directory {
     /// The working directory.
     Working(Arc<OwnedFd>),
@@ -131,7 +134,7 @@ impl Task {
     pub(crate) fn new(parts: TaskParts) -> Self {
         let TaskParts { context, mm, handle, files, fs, signals, observer } = parts;
         let process = Arc::clone(&handle.process);
-        Self {
+        let task = Self {
             context,
             mm,
             process,
@@ -146,8 +149,19 @@ impl Task {
             clear_child_tid: 0,
             robust_list: 0,
             vfork_gate: None,
-            used_before_ns: 0,
-        }
+            restart: None,
+        };
+        task.share_belongings();
+        task
+    }
+
+    /// Shows `/proc` what the task has.
+    pub(crate) fn share_belongings(&self) {
+        self.handle.set_belongings(Belongings {
+            mm: Arc::downgrade(&self.mm),
+            files: Arc::downgrade(&self.files),
+            fs: Arc::downgrade(&self.fs),
+        });
     }
 
     pub(crate) fn kernel(&self) -> &Arc<Kernel> {
@@ -174,6 +188,7 @@ impl Task {
         if Arc::strong_count(&self.files) > 1 {
             let copy = self.files().clone();
             self.files = Arc::new(Mutex::new(copy));
+            self.share_belongings();
         }
     }
 
@@ -182,6 +197,7 @@ impl Task {
         if Arc::strong_count(&self.fs) > 1 {
             let copy = self.fs().clone();
             self.fs = Arc::new(Mutex::new(copy));
+            self.share_belongings();
         }
     }
 
@@ -197,7 +213,12 @@ impl Task {
 
     /// Gives a new open file the lowest free number.
     pub(crate) fn install(&self, host: OwnedFd, cloexec: bool) -> Result<i64, Errno> {
-        self.files().insert(Arc::new(File::new(host)), cloexec).map(i64::from)
+        self.install_file(Arc::new(File::new(host)), cloexec)
+    }
+
+    /// Gives an open file the lowest free number.
+    pub(crate) fn install_file(&self, file: Arc<File>, cloexec: bool) -> Result<i64, Errno> {
+        self.files().insert(file, cloexec).map(i64::from)
     }
 
     /// What a `dirfd` argument stands for.

@@ -25,7 +25,7 @@ impl Task {
     pub(crate) fn is_wanted(&self) -> bool {
         self.handle.is_doomed()
             || self.deliverable() != SignalSet::default()
-            || self.all_pending().0 & self.handle.awaited().0 != 0
+            || !self.all_pending().intersection(self.handle.awaited().union(self.handle.watched())).is_empty()
             || self.process.is_stopped()
     }
 
