@@ -419,3 +419,18 @@ fn a_trace_whose_writer_panics_ends_the_guest() {
         }
     });
 }
+
+#[test]
+fn what_embedders_hold_may_cross_threads() {
+    fn sends<T: Send>() {}
+    fn shares<T: Send + Sync>() {}
+    sends::<Guest>();
+    sends::<systrap::Context>();
+    shares::<systrap::Systrap>();
+    shares::<systrap::AddressSpace>();
+    shares::<systrap::Interrupter>();
+    shares::<Outcome>();
+    shares::<RunError>();
+    shares::<CallSet>();
+    shares::<Arc<Counter>>();
+}

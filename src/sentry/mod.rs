@@ -5,7 +5,7 @@
 //!
 //! Where to look: [`run`](self) drives a task; `syscalls` has the table and one module per family of calls;
 //! `loader` and `exec` start programs; `memory`, `fd_table`, `signals` are what a process owns; `host` is the list
-//! of host calls.
+//! of host calls; `hook` shows calls to the embedder, `trace` is one such hook.
 #![deny(unsafe_code)]
 
 mod abi;

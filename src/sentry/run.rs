@@ -19,6 +19,7 @@ use super::task::{AfterCall, ExitStatus, Task, TaskHandle, TaskParts};
 use super::trace::Trace;
 use crate::{Error, Event, Executed, Options, Stats, SwitchError, Syscall, Systrap};
 use std::ffi::CString;
+use std::fmt;
 use std::io::Write;
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex};
@@ -41,6 +42,19 @@ pub struct Guest {
     trace: Option<Box<dyn Write + Send>>,
     hooks: Vec<Arc<dyn AnyHook>>,
     hides_vdso: bool,
+}
+
+impl fmt::Debug for Guest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guest")
+            .field("path", &self.path)
+            .field("args", &self.argv)
+            .field("options", &self.options)
+            .field("traces", &self.trace.is_some())
+            .field("hooks", &self.hooks.len())
+            .field("hides_vdso", &self.hides_vdso)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How a guest ended and what it did.
@@ -158,8 +172,8 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// [`RunError::Load`] if the program cannot be run, the others if the sentry or the platform fails. What the
-    /// guest does, including dying of a signal, is no error.
+    /// [`RunError::Load`] if the program cannot be run, [`RunError::Hook`] if a hook panicked, the others if the sentry
+    /// or the platform fails. What the guest does, including dying of a signal, is no error.
     pub fn run(self) -> Result<Outcome, RunError> {
         let setup = |what| move |errno| RunError::Setup { what, errno };
         let inherited = host::inheritable_descriptors();

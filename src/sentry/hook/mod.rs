@@ -25,7 +25,7 @@ use std::sync::Arc;
 ///
 /// One hook serves all tasks of the guest. Its methods are called by the thread of the supervisor that runs the task,
 /// so by many at a time; a task waits meanwhile, and nothing of the sentry is locked. What is kept of each task goes
-/// into [`Hook::TaskState`], which needs no lock.
+/// into [`Hook::TaskState`], which needs no lock. A method that waits holds up its task, even if that is to be killed.
 ///
 /// Several hooks are nested: the one installed first sees a call first, and its result last.
 ///
