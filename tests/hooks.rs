@@ -114,6 +114,17 @@ fn a_hook_takes_its_calls_from_the_stub_and_leaves_the_others_there() {
     });
 }
 
+#[test]
+fn threads_wait_for_each_other_while_every_call_is_seen() {
+    alone("threads_wait_for_each_other_while_every_call_is_seen", || {
+        let counter = Counter::of(CallSet::ALL);
+        ends_well(guest(&["threads", "300"]).hook(Arc::clone(&counter)).run());
+        let begun: u64 = counter.seen.lock().unwrap().values().sum();
+        assert_eq!(counter.ended.load(Ordering::Relaxed), begun, "each call that was begun ends");
+        assert!(counter.seen("getppid") == 1200 && counter.seen("getpid") >= 2400, "{:?}", counter.seen);
+    });
+}
+
 /// Keeps a count for each task, which begins with its parent's name.
 #[derive(Default)]
 struct PerTask {

@@ -167,10 +167,9 @@ macro_rules! syscall_table {
                     run_hooked: |task, call, mut hooked| {
                         let [$($arg,)* ..] = call.args;
                         $(let mut $arg = <$ty as Arg>::decode($arg, task.memory());)*
-                        let result = match hooked.before(task, &mut [$(&mut $arg),*]) {
-                            Some(result) => result,
-                            None => (|| $handler(task, $($arg.clone()?),*))(),
-                        };
+                        let decided = hooked.before(task, &mut [$(&mut $arg),*]);
+                        let make = |task: &mut $crate::sentry::task::Task| $handler(task, $($arg.clone()?),*);
+                        let result = decided.unwrap_or_else(|| make(task));
                         hooked.after(task, &mut [$(&mut $arg),*], result)
                     },
                 });
