@@ -15,46 +15,21 @@
 //!
 //! # Programs
 //!
-//! [`sentry`] is a Linux personality on top of it, which runs whole programs (feature `sentry`, on by default). A
-//! [`sentry::Hook`] sees their calls and decides what becomes of them; calls that it does not ask for stay as fast as
-//! they are without it. Some hooks, each a program in `examples/`:
-//!
-//! <details><summary>A counter of calls</summary>
-//!
-//! ```no_run
-#![cfg_attr(feature = "sentry", doc = include_str!("../examples/call_counter.rs"))]
-//! ```
-//! </details>
-//! <details><summary>A fault injector: every n-th write fails</summary>
-//!
-//! ```no_run
-#![cfg_attr(feature = "sentry", doc = include_str!("../examples/fault_injector.rs"))]
-//! ```
-//! </details>
-//! <details><summary>A file policy: only below one directory</summary>
-//!
-//! ```no_run
-#![cfg_attr(feature = "sentry", doc = include_str!("../examples/file_policy.rs"))]
-//! ```
-//! </details>
-//! <details><summary>Virtual time: the guest's clock is the embedder's</summary>
-//!
-//! ```no_run
-#![cfg_attr(feature = "sentry", doc = include_str!("../examples/virtual_time.rs"))]
-//! ```
-//! </details>
+//! The module `sentry` is a Linux personality on top of it, which runs whole programs. A `sentry::Hook` sees their calls
+//! and decides what becomes of them; calls that it does not ask for stay as fast as they are without it. The module's
+//! page shows a counter of calls, a fault injector, a file policy and a clock of the embedder's.
 //!
 //! # Threads and ownership
 //!
 //! [`Systrap`] and [`AddressSpace`] are handles that can be cloned and shared between threads. A [`Context`] belongs to
-//! one thread at a time and may move; an [`Interrupter`] reaches it from any. A [`sentry::Guest`] may be set up in one
+//! one thread at a time and may move; an [`Interrupter`] reaches it from any. A `sentry::Guest` may be set up in one
 //! thread and run in another; a hook is shared by all threads that run tasks.
 //!
 //! # Features
 //!
 //! | feature | what it adds |
 //! |---|---|
-//! | `sentry` (default) | [`sentry`] |
+//! | `sentry` (default) | the module `sentry` |
 //! | `cli` (default) | the command `systrap`, with `sentry` |
 
 mod addr;
