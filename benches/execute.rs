@@ -195,22 +195,11 @@ fn copies(patching: Patching, len: usize) {
     });
     print("read by process_vm_readv, then the call", ns);
     let ns = best(|| {
-        guest.context.read_small(&guest.space, AREA, &mut bytes).expect("readable");
-        guest.call();
-    });
-    print("read by the stub thread, then the call", ns);
-    let ns = best(|| {
         guest.space.write(AREA, &bytes).expect("writable");
         guest.context.set_return(0);
         guest.call();
     });
     print("write by process_vm_writev, then the call", ns);
-    let ns = best(|| {
-        guest.context.write_small(&guest.space, AREA, &bytes).expect("writable");
-        guest.context.set_return(0);
-        guest.call();
-    });
-    print("write by the stub thread, then the call", ns);
     let ns = best(|| {
         assert!(guest.context.set_return_with(0, AREA, &bytes));
         guest.call();

@@ -7,8 +7,8 @@ mod small_guest;
 use iced_x86::code_asm::{eax, r8, r9, r10, r12, r13, rax, rdi, rdx, rsi};
 use small_guest::{DATA, assemble, load, next_call, start};
 use systrap::{
-    AddressSpace, Context, CopyError, Entry, Event, Executed, GuestAddr, Options, PAGE_SIZE, Patching,
-    Protection, Systrap,
+    AddressSpace, Context, Entry, Event, Executed, GuestAddr, Options, PAGE_SIZE, Patching, Protection,
+    Systrap,
 };
 
 const WAYS: [Entry; 2] = [Entry::Trapped, Entry::Patched];
@@ -133,30 +133,5 @@ fn bytes_are_written_whatever_comes_before_the_guest_goes_on() {
         guest.context.full_state_changed();
         assert_eq!(guest.next(), 2);
         assert_eq!(guest.bytes(DATA, 1), [6]);
-    }
-}
-
-#[test]
-fn small_copies_at_once_are_those_of_the_address_space() {
-    for entry in WAYS {
-        let mut guest = Caller::new(entry);
-        let space = guest.space.clone();
-        let hole = GuestAddr::new(DATA.raw() + PAGE_SIZE - 5);
-        for len in [0, 1, 8, 100, 256, 1000] {
-            let bytes = pattern(len);
-            guest.context.write_small(&space, DATA, &bytes).expect("writable");
-            assert_eq!(guest.bytes(DATA, len), bytes);
-            let mut read = vec![0; len];
-            guest.context.read_small(&space, DATA, &mut read).expect("readable");
-            assert_eq!(read, bytes);
-        }
-        let mut some = [0; 64];
-        assert_eq!(guest.context.read_small(&space, hole, &mut some), Err(CopyError { copied: 5 }));
-        assert_eq!(guest.context.write_small(&space, hole, &some), Err(CopyError { copied: 5 }));
-        assert!(guest.context.set_return_with(4, DATA, &[1; 16]));
-        guest.context.write_small(&space, GuestAddr::new(DATA.raw() + 64), &[2; 16]).expect("writable");
-        assert_eq!(guest.next(), 4);
-        assert_eq!(guest.bytes(DATA, 16), [1; 16]);
-        assert_eq!(guest.bytes(GuestAddr::new(DATA.raw() + 64), 16), [2; 16]);
     }
 }

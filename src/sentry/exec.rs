@@ -111,7 +111,10 @@ impl Task {
         };
         let directory = self.directory(dirfd)?;
         let (argv, envp) = (self.read_strings(argv)?, self.read_strings(envp)?);
-        let program = Program::open(directory.as_fd(), &name, argv, envp).map_err(|error| error.errno())?;
+        let mut program =
+            Program::open(directory.as_fd(), &name, argv, envp).map_err(|error| error.errno())?;
+        let (credentials, secure) = self.credentials_after_exec();
+        program.set_owner(credentials.owner(secure));
         let stack_limit = self.process.limits().stack();
         let platform = self.kernel().platform.clone();
         let started =
@@ -121,6 +124,12 @@ impl Task {
             })?;
         // From here on there is no way back.
         self.become_only_thread()?;
+        self.take_credentials(credentials);
+        {
+            let mut attributes = self.process.attributes();
+            attributes.barriers = 0;
+            attributes.dumpable = !secure;
+        }
         self.clear_tid();
         self.release_robust_mutexes();
         self.context.count_answers();

@@ -3,6 +3,7 @@
 use super::errno::Errno;
 use super::file::File;
 use super::host;
+use super::record_locks::{OwnedLocks, RecordLocks};
 use std::sync::Arc;
 
 #[derive(Debug, Clone)]
@@ -12,19 +13,29 @@ struct Slot {
 }
 
 /// Numbers to open files, with Linux's rule that a new descriptor is the lowest free one.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct FdTable {
     slots: Vec<Option<Slot>>,
     /// No slot below this one is free.
     first_free: usize,
     /// `RLIMIT_NOFILE`: numbers at and above it are not given out.
     limit: usize,
+    /// Record locks: they belong to the table, and go when a descriptor of their file is closed.
+    locks: OwnedLocks,
+}
+
+impl Clone for FdTable {
+    /// The descriptors without the record locks, as `fork` and `unshare` copy them.
+    fn clone(&self) -> Self {
+        let (slots, locks) = (self.slots.clone(), self.locks.none_like());
+        Self { slots, first_free: self.first_free, limit: self.limit, locks }
+    }
 }
 
 impl FdTable {
     /// An empty table.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { slots: Vec::new(), first_free: 0, limit }
+        Self { slots: Vec::new(), first_free: 0, limit, locks: OwnedLocks::new(Arc::default()) }
     }
 
     /// A table with what this process would hand to a program it executes, under the same numbers.
@@ -36,6 +47,16 @@ impl FdTable {
             }
         }
         table
+    }
+
+    /// Says where all record locks of the guest are recorded.
+    pub(crate) fn record_locks_in(&mut self, all: &Arc<RecordLocks>) {
+        self.locks = OwnedLocks::new(Arc::clone(all));
+    }
+
+    /// The record locks that belong to the table.
+    pub(crate) fn locks(&mut self) -> &mut OwnedLocks {
+        &mut self.locks
     }
 
     pub(crate) fn set_limit(&mut self, limit: usize) {
@@ -97,7 +118,9 @@ impl FdTable {
         if index >= self.slots.len() {
             self.slots.resize(index + 1, None);
         }
-        self.slots[index] = Some(slot);
+        if let Some(old) = self.slots[index].replace(slot) {
+            self.locks.closed(&old.file);
+        }
         if index == self.first_free {
             self.first_free += 1;
             while self.slots.get(self.first_free).is_some_and(Option::is_some) {
@@ -111,6 +134,7 @@ impl FdTable {
         let index = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
         let slot = self.slots.get_mut(index).and_then(Option::take).ok_or(Errno::EBADF)?;
         self.first_free = self.first_free.min(index);
+        self.locks.closed(&slot.file);
         Ok(slot.file)
     }
 

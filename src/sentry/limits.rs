@@ -3,6 +3,7 @@
 use super::abi::Rlimit;
 use super::errno::Errno;
 use super::host;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
 /// `RLIM_NLIMITS`.
@@ -29,28 +30,31 @@ impl Limits {
         self.0.get(which as usize).copied().ok_or(Errno::EINVAL)
     }
 
-    /// Sets a limit by the rules for an unprivileged process: the hard limit can only go down.
-    pub(crate) fn set(&mut self, which: u32, new: Rlimit) -> Result<(), Errno> {
+    /// Sets a limit (kernel/sys.c `do_prlimit`); `privileged`: the caller has CAP_SYS_RESOURCE.
+    pub(crate) fn set(&mut self, which: u32, new: Rlimit, privileged: bool) -> Result<(), Errno> {
+        /// `/proc/sys/fs/nr_open`, its default.
+        const MOST_DESCRIPTORS: u64 = 1 << 20;
         let limit = self.0.get_mut(which as usize).ok_or(Errno::EINVAL)?;
         if new.soft > new.hard {
             return Err(Errno::EINVAL);
         }
-        if new.hard > limit.hard {
+        let too_many = which == libc::RLIMIT_NOFILE && new.hard > MOST_DESCRIPTORS && new.hard > limit.hard;
+        if too_many || new.hard > limit.hard && !privileged {
             return Err(Errno::EPERM);
         }
         *limit = new;
         Ok(())
     }
 
+    /// A soft limit; no limit for a resource that does not exist.
+    pub(crate) fn soft(&self, which: u32) -> u64 {
+        self.0.get(which as usize).map_or(libc::RLIM_INFINITY, |limit| limit.soft)
+    }
+
     /// `RLIMIT_NOFILE`'s soft limit, with a ceiling that keeps descriptor tables of sane size.
     pub(crate) fn descriptors(&self) -> usize {
         const CEILING: u64 = 1 << 20;
-        self.0[libc::RLIMIT_NOFILE as usize].soft.min(CEILING) as usize
-    }
-
-    /// Whether `RLIMIT_FSIZE` is set: only then does a write that fails with `EFBIG` raise SIGXFSZ.
-    pub(crate) fn limits_file_size(&self) -> bool {
-        self.0[libc::RLIMIT_FSIZE as usize].soft != libc::RLIM_INFINITY
+        self.soft(libc::RLIMIT_NOFILE).min(CEILING) as usize
     }
 
     /// `RLIMIT_CPU`'s soft limit was reached: the next warning comes after another second.
@@ -62,20 +66,53 @@ impl Limits {
 
     /// `RLIMIT_STACK`'s soft limit.
     pub(crate) fn stack(&self) -> u64 {
-        self.0[libc::RLIMIT_STACK as usize].soft
+        self.soft(libc::RLIMIT_STACK)
     }
 }
 
-/// Raises the supervisor's own descriptor limit as far as it may: guest descriptors come on top of its own.
-pub(crate) fn raise_host_descriptor_limit() {
-    let mut limit = Rlimit::new_zeroed();
-    let mut bytes = [0; 16];
-    if host::prlimit64(0, libc::RLIMIT_NOFILE, None, Some(&mut bytes)).is_ok() {
-        limit.as_mut_bytes().copy_from_slice(&bytes);
-        limit.soft = limit.hard;
-        let bytes: [u8; 16] = zerocopy::transmute!(limit);
-        // Without it the guest meets EMFILE earlier, nothing worse.
-        let _ = host::prlimit64(0, libc::RLIMIT_NOFILE, Some(&bytes), None);
+/// Soft limits that every call of some kind looks at, where it needs no lock for them.
+#[derive(Debug, Default)]
+pub(crate) struct CurrentLimits {
+    descriptors: AtomicUsize,
+    file_size: AtomicU64,
+}
+
+impl CurrentLimits {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let current = Self::default();
+        current.update(limits);
+        current
+    }
+
+    pub(crate) fn update(&self, limits: &Limits) {
+        self.descriptors.store(limits.descriptors(), Ordering::Relaxed);
+        self.file_size.store(limits.soft(libc::RLIMIT_FSIZE), Ordering::Relaxed);
+    }
+
+    /// `RLIMIT_NOFILE`.
+    pub(crate) fn descriptors(&self) -> usize {
+        self.descriptors.load(Ordering::Relaxed)
+    }
+
+    /// `RLIMIT_FSIZE`, in bytes.
+    pub(crate) fn file_size(&self) -> u64 {
+        self.file_size.load(Ordering::Relaxed)
+    }
+}
+
+/// Raises the supervisor's own soft limits where a guest may raise its own: guest descriptors come on top of the
+/// supervisor's, and the size of files is limited by the sentry.
+pub(crate) fn raise_host_limits() {
+    for which in [libc::RLIMIT_NOFILE, libc::RLIMIT_FSIZE] {
+        let mut limit = Rlimit::new_zeroed();
+        let mut bytes = [0; 16];
+        if host::prlimit64(0, which, None, Some(&mut bytes)).is_ok() {
+            limit.as_mut_bytes().copy_from_slice(&bytes);
+            limit.soft = limit.hard;
+            let bytes: [u8; 16] = zerocopy::transmute!(limit);
+            // Without it the guest meets the limit earlier, nothing worse.
+            let _ = host::prlimit64(0, which, Some(&bytes), None);
+        }
     }
 }
 
@@ -84,13 +121,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_go_down_only() {
+    fn limits_go_down_only_without_privilege() {
         let mut limits = Limits::inherited();
         let hard = limits.get(libc::RLIMIT_NOFILE).unwrap().hard;
-        limits.set(libc::RLIMIT_NOFILE, Rlimit { soft: 10, hard: 20 }).unwrap();
+        limits.set(libc::RLIMIT_NOFILE, Rlimit { soft: 10, hard: 20 }, false).unwrap();
         assert_eq!(limits.descriptors(), 10);
-        assert_eq!(limits.set(libc::RLIMIT_NOFILE, Rlimit { soft: 10, hard }), Err(Errno::EPERM));
-        assert_eq!(limits.set(libc::RLIMIT_NOFILE, Rlimit { soft: 11, hard: 10 }), Err(Errno::EINVAL));
+        assert_eq!(limits.set(libc::RLIMIT_NOFILE, Rlimit { soft: 10, hard }, false), Err(Errno::EPERM));
+        assert_eq!(limits.set(libc::RLIMIT_NOFILE, Rlimit { soft: 11, hard: 10 }, true), Err(Errno::EINVAL));
+        limits.set(libc::RLIMIT_NOFILE, Rlimit { soft: 10, hard: 21 }, true).unwrap();
+        let absurd = Rlimit { soft: 10, hard: u64::MAX };
+        assert_eq!(limits.set(libc::RLIMIT_NOFILE, absurd, true), Err(Errno::EPERM));
         assert_eq!(limits.get(16), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn what_is_looked_at_often_follows_the_limits() {
+        let mut limits = Limits::inherited();
+        let current = CurrentLimits::new(&limits);
+        limits.set(libc::RLIMIT_FSIZE, Rlimit { soft: 4096, hard: 8192 }, false).unwrap();
+        current.update(&limits);
+        assert_eq!((current.file_size(), current.descriptors()), (4096, limits.descriptors()));
     }
 }

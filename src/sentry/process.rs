@@ -1,9 +1,13 @@
 //! A guest process: what its threads share.
 
+use super::abi::Rlimit;
+use super::attributes::ProcessAttributes;
+use super::credentials::Credentials;
+use super::errno::Errno;
 use super::file::File;
 use super::host;
 use super::kernel::Kernel;
-use super::limits::Limits;
+use super::limits::{CurrentLimits, Limits};
 use super::loader::{Image, Program};
 use super::pidfd::PidFiles;
 use super::signals::{Actions, Pending};
@@ -39,6 +43,7 @@ pub(crate) struct Process {
     /// Shared with another process only by `clone(CLONE_SIGHAND)` without `CLONE_THREAD`.
     actions: Arc<Mutex<Actions>>,
     limits: Mutex<Limits>,
+    current_limits: CurrentLimits,
     program: Mutex<ProgramInfo>,
     threads: Mutex<Vec<Arc<TaskHandle>>>,
     /// How the process ends, once that is decided.
@@ -57,6 +62,9 @@ pub(crate) struct Process {
     timers: Mutex<ProcessTimers>,
     /// The open pidfds that stand for it.
     pub(crate) pid_files: Mutex<PidFiles>,
+    attributes: Mutex<ProcessAttributes>,
+    /// Who its first thread is, or was: what others may do to the process, and what its parent is told.
+    credentials: Mutex<Arc<Credentials>>,
 }
 
 impl Process {
@@ -66,12 +74,14 @@ impl Process {
         actions: Arc<Mutex<Actions>>,
         limits: Limits,
         program: ProgramInfo,
+        credentials: Arc<Credentials>,
     ) -> Self {
         Self {
             kernel,
             pid,
             pending: Mutex::default(),
             actions,
+            current_limits: CurrentLimits::new(&limits),
             limits: Mutex::new(limits),
             program: Mutex::new(program),
             threads: Mutex::default(),
@@ -84,6 +94,8 @@ impl Process {
             clock: Mutex::default(),
             timers: Mutex::default(),
             pid_files: Mutex::default(),
+            attributes: Mutex::default(),
+            credentials: Mutex::new(credentials),
         }
     }
 
@@ -103,6 +115,27 @@ impl Process {
 
     pub(crate) fn limits(&self) -> MutexGuard<'_, Limits> {
         lock(&self.limits)
+    }
+
+    /// Soft limits without the lock.
+    pub(crate) fn current_limits(&self) -> &CurrentLimits {
+        &self.current_limits
+    }
+
+    /// Changes a limit; returns the old one.
+    pub(crate) fn change_limit(
+        &self,
+        which: u32,
+        new: Option<Rlimit>,
+        privileged: bool,
+    ) -> Result<Rlimit, Errno> {
+        let mut limits = self.limits();
+        let old = limits.get(which)?;
+        if let Some(new) = new {
+            limits.set(which, new, privileged)?;
+            self.current_limits.update(&limits);
+        }
+        Ok(old)
     }
 
     pub(crate) fn program(&self) -> MutexGuard<'_, ProgramInfo> {
@@ -150,6 +183,20 @@ impl Process {
     /// Its timers.
     pub(crate) fn timers(&self) -> MutexGuard<'_, ProcessTimers> {
         lock(&self.timers)
+    }
+
+    /// What is only recorded of the process.
+    pub(crate) fn attributes(&self) -> MutexGuard<'_, ProcessAttributes> {
+        lock(&self.attributes)
+    }
+
+    pub(crate) fn credentials(&self) -> Arc<Credentials> {
+        Arc::clone(&lock(&self.credentials))
+    }
+
+    /// Only for its first thread.
+    pub(crate) fn store_credentials(&self, credentials: Arc<Credentials>) {
+        *lock(&self.credentials) = credentials;
     }
 
     pub(crate) fn name(&self) -> [u8; 16] {

@@ -1,5 +1,7 @@
 //! Running a guest from its first instruction to its end.
 
+use super::attributes::TaskAttributes;
+use super::credentials::Credentials;
 use super::errno::Errno;
 use super::exec::{self, StartError, Started};
 use super::fd_table::FdTable;
@@ -177,9 +179,10 @@ impl Guest {
     pub fn run(self) -> Result<Outcome, RunError> {
         let setup = |what| move |errno| RunError::Setup { what, errno };
         let inherited = host::inheritable_descriptors();
-        limits::raise_host_descriptor_limit();
+        let process_limits = Limits::inherited();
+        limits::raise_host_limits();
         let cwd = exec::working_directory().map_err(setup("working directory"))?;
-        let program = Program::open(cwd.as_fd(), &self.path, self.argv, self.envp)?;
+        let mut program = Program::open(cwd.as_fd(), &self.path, self.argv, self.envp)?;
         // Signals are blocked before any thread is made.
         let incoming = Incoming::block();
         host::ignore_signals_of_files();
@@ -192,7 +195,7 @@ impl Guest {
 
         let started_at = Instant::now();
         let platform = Systrap::new(self.options)?;
-        let process_limits = Limits::inherited();
+        program.set_owner(Credentials::of_supervisor().owner(false));
         let vdso = if self.hides_vdso { None } else { platform.vdso() };
         let started =
             exec::start(&platform, &program, process_limits.stack(), vdso).map_err(|error| match error {
@@ -229,17 +232,32 @@ fn first_task(
     program: &Program,
     started: Started,
     limits: Limits,
-    files: FdTable,
+    mut files: FdTable,
     fs: FsContext,
     ignored: SignalSet,
 ) -> Task {
+    files.record_locks_in(&kernel.record_locks);
     let info = ProgramInfo::new(program, started.image);
     let actions = Arc::new(Mutex::new(Actions::new(ignored)));
     let pid = kernel.first_pid;
-    let process = Arc::new(Process::new(Arc::clone(kernel), pid, actions, limits, info));
+    let process = Arc::new(Process::new(
+        Arc::clone(kernel),
+        pid,
+        actions,
+        limits,
+        info,
+        Arc::clone(&kernel.supervisor),
+    ));
     process.set_stub_pid(started.mm.space().pid());
     process.sample_if_limited();
-    let handle = Arc::new(TaskHandle::new(pid, Arc::clone(&process), SignalSet::default(), [0; 16]));
+    let handle = Arc::new(TaskHandle::new(
+        pid,
+        Arc::clone(&process),
+        SignalSet::default(),
+        [0; 16],
+        Arc::clone(&kernel.supervisor),
+        TaskAttributes::of_supervisor(),
+    ));
     handle.set_name(program.command_name());
     handle.process.inherit_oom_score_adj();
     {

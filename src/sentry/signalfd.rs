@@ -197,7 +197,7 @@ mod tests {
         timer.finish_timer(6);
         assert_eq!(words(&timer), [(0, 40), (8, -2_i32 as u32), (24, 3), (32, 6), (44, 9), (48, 9)]);
         let usage = Usage { user_ns: 20_000_000, ..Usage::default() };
-        let child = SigInfo::from_child(libc::SIGCHLD, libc::CLD_EXITED, 8, 4, usage);
+        let child = SigInfo::from_child(libc::SIGCHLD, libc::CLD_EXITED, (8, 0), 4, usage);
         assert_eq!(words(&child), [(0, 17), (8, 1), (12, 8), (40, 4), (56, 2)]);
     }
 }

@@ -113,14 +113,6 @@ impl Spinning {
         })
     }
 
-    /// Whether the stub spins now and has lately been quick to answer: on a CPU of its own.
-    pub(crate) fn is_near(&self) -> bool {
-        self.told.load(Ordering::Relaxed) == FULL
-            && self.stub.strikes.load(Ordering::Relaxed) == 0
-            && self.supervisor.strikes.load(Ordering::Relaxed) == 0
-            && self.dozes.load(Ordering::Relaxed) == 0
-    }
-
     /// Whether the stub spins now, so that it is worth telling it to sleep. If so it counts as told.
     pub(crate) fn doze(&self) -> bool {
         let spins = self.told.load(Ordering::Relaxed) == FULL;

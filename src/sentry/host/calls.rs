@@ -103,13 +103,8 @@ host_calls! {
     // The process and the machine.
     gettid_word() = SYS_gettid;
     getppid() = SYS_getppid;
-    getuid() = SYS_getuid;
-    geteuid() = SYS_geteuid;
-    getgid() = SYS_getgid;
-    getegid() = SYS_getegid;
     getresuid(real: &mut [u32; 1], effective: &mut [u32; 1], saved: &mut [u32; 1]) = SYS_getresuid;
     getresgid(real: &mut [u32; 1], effective: &mut [u32; 1], saved: &mut [u32; 1]) = SYS_getresgid;
-    getgroups(size: i32, list: &mut [u32; 1024]) = SYS_getgroups;
     getpgid(pid: i32) = SYS_getpgid;
     getsid(pid: i32) = SYS_getsid;
     setpgid(pid: i32, group: i32) = SYS_setpgid;
@@ -118,19 +113,13 @@ host_calls! {
     sysinfo(info: &mut [u8; 112]) = SYS_sysinfo;
     getrandom(buf: &mut [u8], flags: u32) = SYS_getrandom;
     prlimit64(pid: i32, which: u32, new: Option<&[u8; 16]>, old: Option<&mut [u8; 16]>) = SYS_prlimit64;
-    getrusage(who: i32, usage: &mut [u8; 144]) = SYS_getrusage;
     sched_getaffinity(pid: i32, size: usize, mask: &mut [u8; 1024]) = SYS_sched_getaffinity;
-    sched_getscheduler(pid: i32) = SYS_sched_getscheduler;
-    sched_getparam(pid: i32, param: &mut [u8; 4]) = SYS_sched_getparam;
     sched_get_priority_max(policy: i32) = SYS_sched_get_priority_max;
     sched_get_priority_min(policy: i32) = SYS_sched_get_priority_min;
     sched_rr_get_interval(pid: i32, time: &mut [u8; 16]) = SYS_sched_rr_get_interval;
     sched_yield() = SYS_sched_yield;
     getpriority(which: i32, who: i32) = SYS_getpriority;
-    setpriority(which: i32, who: i32, nice: i32) = SYS_setpriority;
-    ioprio_get(which: i32, who: i32) = SYS_ioprio_get;
     getcpu(cpu: &mut [u32; 1], node: &mut [u32; 1]) = SYS_getcpu;
-    membarrier(command: i32, flags: u32, cpu: i32) = SYS_membarrier;
     umask(mask: u32) = SYS_umask;
     unshare(flags: i32) = SYS_unshare;
     epoll_ctl(epoll: Fd<'_>, operation: i32, fd: Fd<'_>, event: &mut [u8; EPOLL_EVENT]) = SYS_epoll_ctl;

@@ -13,6 +13,7 @@
 #![allow(unsafe_code)]
 
 mod calls;
+mod identity;
 mod interruptible;
 mod keeper;
 mod process;
@@ -20,6 +21,7 @@ mod terminal;
 mod words;
 
 pub(crate) use calls::*;
+pub(crate) use identity::*;
 pub(crate) use interruptible::{Attention, install_kick_handler, kick};
 pub(crate) use keeper::SessionKeeper;
 pub(crate) use process::*;

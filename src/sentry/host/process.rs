@@ -39,6 +39,22 @@ pub(crate) fn ticks_per_second() -> u64 {
     u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100)
 }
 
+/// Page faults of a process that were served from memory, and from a disk; 0 if there is none of that id.
+pub(crate) fn process_faults(pid: i32) -> (u64, u64) {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name is in parentheses and may hold anything; minflt and majflt are the eighth and tenth field behind it.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let field = |index| fields.split_whitespace().nth(index).and_then(|text| text.parse().ok()).unwrap_or(0);
+    (field(7), field(9))
+}
+
+/// The largest amount of memory, in KiB, that a process has had resident.
+pub(crate) fn process_peak_memory_kib(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
 /// Whether this process ignores the signal (an inherited disposition that a program it runs inherits too).
 pub(crate) fn is_ignored(signo: i32) -> bool {
     // SAFETY: with a null new action sigaction only writes the old one, for which zeroes are valid.

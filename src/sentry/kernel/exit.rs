@@ -59,8 +59,13 @@ impl Tree {
             .filter(|node| node.parent == pid && node.creator == tid && node.death_signal != 0)
             .map(|node| (Arc::clone(&node.process), node.death_signal))
             .collect();
+        let Some(dying) = self.node(pid).map(|node| node.process.credentials()) else { return };
         for (child, signo) in children {
-            let _ = self.send(Target::Process(&child), SigInfo::from_user(signo, libc::SI_USER, pid, 0));
+            if !dying.may_signal(&child.credentials()) {
+                continue;
+            }
+            let info = SigInfo::from_user(signo, libc::SI_USER, pid, dying.user.real);
+            let _ = self.send(Target::Process(&child), info);
         }
     }
 
@@ -144,6 +149,7 @@ impl Tree {
     fn notify_parent(&mut self, pid: i32) -> bool {
         let Some(node) = self.node(pid) else { return false };
         let (Life::Zombie { status, usage }, signo) = (node.life, node.exit_signal) else { return true };
+        let uid = node.process.credentials().user.real;
         let Some(parent) = self.node(node.parent).map(|parent| Arc::clone(&parent.process)) else {
             return false;
         };
@@ -161,7 +167,7 @@ impl Tree {
                 ExitStatus::Exited(status) => (libc::CLD_EXITED, status),
                 ExitStatus::Signaled(signo) => (libc::CLD_KILLED, signo),
             };
-            let info = SigInfo::from_child(signo, code, pid, value, usage);
+            let info = SigInfo::from_child(signo, code, (pid, uid), value, usage);
             let _ = self.send(Target::Process(&parent), info);
         }
         parent.ring();
@@ -201,7 +207,8 @@ impl Tree {
             (ignored, actions.get(libc::SIGCHLD).map_or(0, |action| action.flags))
         };
         if !ignored && flags & SA_NOCLDSTOP == 0 {
-            let info = SigInfo::from_child(libc::SIGCHLD, code, process.pid, status, Usage::default());
+            let child = (process.pid, process.credentials().user.real);
+            let info = SigInfo::from_child(libc::SIGCHLD, code, child, status, Usage::default());
             let _ = self.send(Target::Process(&parent), info);
         }
         parent.ring();

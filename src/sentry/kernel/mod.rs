@@ -16,15 +16,17 @@ pub(crate) use terminals::Link;
 pub(crate) use tree::{Child, Life, Node, Tree};
 pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
 
+use super::credentials::Credentials;
 use super::futex::FutexTable;
 use super::hook::GuestHooks;
 use super::observe::Counts;
 use super::process::lock;
+use super::record_locks::RecordLocks;
 use super::signalfd::SignalFiles;
 use super::task::ExitStatus;
 use super::timers::Timers;
 use crate::{SwitchError, Systrap, Vdso};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use workers::Workers;
 
 /// One guest: all that was started by one [`Guest`](super::Guest).
@@ -34,6 +36,8 @@ pub(crate) struct Kernel {
     pub(crate) xfeatures: u64,
     /// The process that [`Guest`](super::Guest) started.
     pub(crate) first_pid: i32,
+    /// Who the supervisor is: what the first task starts with.
+    pub(crate) supervisor: Arc<Credentials>,
     tree: Mutex<Tree>,
     pub(crate) workers: Workers,
     pub(crate) futexes: FutexTable,
@@ -41,6 +45,7 @@ pub(crate) struct Kernel {
     pub(crate) signal_files: SignalFiles,
     /// Held while a terminal becomes a session's or is being given up.
     keeper_gate: Mutex<()>,
+    pub(crate) record_locks: Arc<RecordLocks>,
     pub(crate) counts: Mutex<Counts>,
     pub(crate) hooks: GuestHooks,
     /// What programs are told of the vdso; `None` if it is hidden from them.
@@ -66,12 +71,14 @@ impl Kernel {
             platform,
             xfeatures: super::host::enabled_xfeatures(),
             first_pid,
+            supervisor: Arc::new(Credentials::of_supervisor()),
             tree: Mutex::new(Tree::new(first_pid)),
             workers: Workers::default(),
             futexes: FutexTable::default(),
             timers: Timers::default(),
             signal_files: SignalFiles::default(),
             keeper_gate: Mutex::default(),
+            record_locks: Arc::default(),
             counts: Mutex::default(),
             hooks,
             vdso,

@@ -16,6 +16,9 @@ pub(crate) enum Target<'a> {
     Thread(&'a Arc<TaskHandle>),
 }
 
+/// Signals from here on queue.
+const FIRST_REAL_TIME: i32 = 32;
+
 /// The signals that stop.
 pub(super) const STOPS: SignalSet =
     SignalSet(0).with(libc::SIGSTOP).with(libc::SIGTSTP).with(libc::SIGTTIN).with(libc::SIGTTOU);
@@ -45,6 +48,9 @@ impl Tree {
         if !blocked && process.actions().is_ignored(signo) {
             return Ok(());
         }
+        if signo >= FIRST_REAL_TIME && !self.has_room(process) {
+            return Err(Errno::EAGAIN);
+        }
         match target {
             Target::Thread(thread) => {
                 if !thread.push(info) {
@@ -64,6 +70,18 @@ impl Tree {
             }
         }
         Ok(())
+    }
+
+    /// Whether one more signal may be queued for the user of a process: `RLIMIT_SIGPENDING`.
+    fn has_room(&self, process: &Arc<Process>) -> bool {
+        let limit = process.limits().soft(libc::RLIMIT_SIGPENDING);
+        let user = process.credentials().user.real;
+        let of_user = self.nodes().filter(|node| node.process.credentials().user.real == user);
+        let queued = of_user.map(|node| {
+            let threads: usize = node.process.threads().iter().map(|thread| thread.pending().len()).sum();
+            threads + node.process.pending().len()
+        });
+        (queued.sum::<usize>() as u64) < limit
     }
 
     /// Stop signals and SIGCONT undo each other when they are sent, not when they are delivered.

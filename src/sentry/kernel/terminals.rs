@@ -118,7 +118,7 @@ impl Tree {
         if self.node(pid).is_some_and(|node| node.session == pid) {
             if let Some(foreground) = self.forget_terminal(pid) {
                 let members = self.group_members(foreground);
-                let uid = host::getuid().unwrap_or_default() as u32;
+                let uid = self.node(pid).map_or(0, |node| node.process.credentials().user.real);
                 for signo in [libc::SIGHUP, libc::SIGCONT] {
                     let info = SigInfo::from_user(signo, libc::SI_USER, pid, uid);
                     let _ = self.send_to_all(&members, info);

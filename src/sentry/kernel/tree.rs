@@ -64,6 +64,8 @@ pub(crate) struct Usage {
     pub(crate) user_ns: u64,
     pub(crate) system_ns: u64,
     pub(crate) max_rss_kib: u64,
+    pub(crate) minor_faults: u64,
+    pub(crate) major_faults: u64,
 }
 
 impl Usage {
@@ -72,6 +74,8 @@ impl Usage {
             user_ns: self.user_ns.saturating_add(other.user_ns),
             system_ns: self.system_ns.saturating_add(other.system_ns),
             max_rss_kib: self.max_rss_kib.max(other.max_rss_kib),
+            minor_faults: self.minor_faults.saturating_add(other.minor_faults),
+            major_faults: self.major_faults.saturating_add(other.major_faults),
         }
     }
 }
@@ -185,6 +189,11 @@ impl Tree {
         let mut threads = thread.process.threads();
         threads.retain(|other| !Arc::ptr_eq(other, thread));
         threads.is_empty()
+    }
+
+    /// All threads that have not ended.
+    pub(crate) fn threads(&self) -> impl Iterator<Item = &Arc<TaskHandle>> {
+        self.threads.values()
     }
 
     /// A thread that has not ended.

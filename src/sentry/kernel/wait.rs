@@ -35,6 +35,8 @@ pub(crate) struct WaitRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WaitOutcome {
     pub(crate) pid: i32,
+    /// The child's real user id.
+    pub(crate) uid: u32,
     /// `CLD_EXITED` and so on.
     pub(crate) code: i32,
     /// The exit status or the signal.
@@ -81,7 +83,8 @@ impl Tree {
         for pid in children {
             let Some(node) = self.node_mut(pid).filter(|node| request.concerns(node)) else { continue };
             any = true;
-            let found = |code, status, usage| Ok(Some(WaitOutcome { pid, code, status, usage }));
+            let uid = node.process.credentials().user.real;
+            let found = |code, status, usage| Ok(Some(WaitOutcome { pid, uid, code, status, usage }));
             match &mut node.life {
                 Life::Zombie { status, usage } if request.exited => {
                     let (status, usage) = (*status, *usage);

@@ -56,6 +56,7 @@ impl Program {
             phdr: self.main.phdr_vaddr.map_or(0, |phdr| main.bias.wrapping_add(phdr)),
             phnum: self.main.phnum,
             base: interpreter.as_ref().map_or(0, |(_, mapped)| mapped.bias),
+            owner: self.owner,
             entry: main.bias.wrapping_add(self.main.entry),
         };
         let stack = InitialStack::build(layout.stack_top, &self.argv, &self.envp, &self.execfn, &auxiliary);

@@ -10,6 +10,7 @@ mod script;
 mod stack;
 
 pub(crate) use image::Image;
+pub(crate) use stack::Owner;
 
 use super::errno::Errno;
 use super::file::{File, StatView};
@@ -93,6 +94,7 @@ pub(crate) struct Program {
     execfn: CString,
     /// The absolute path of the executable (`/proc/self/exe`): of the interpreter, for a script.
     executable: std::path::PathBuf,
+    owner: Owner,
 }
 
 /// How many interpreters may run interpreters, as in the kernel's `exec_binprm`.
@@ -150,7 +152,7 @@ impl Program {
             };
             let executable = std::fs::read_link(main.file.host_proc_path()).unwrap_or_default();
             stack::check_size(&argv, &envp)?;
-            return Ok(Self { main, interpreter, argv, envp, execfn, executable });
+            return Ok(Self { main, interpreter, argv, envp, execfn, executable, owner: Owner::default() });
         }
         Err(LoadError::Open { path: shown(&execfn), errno: Errno::ELOOP })
     }
@@ -163,6 +165,11 @@ impl Program {
     /// The open executable (of the interpreter, for a script).
     pub(crate) fn executable_file(&self) -> Arc<File> {
         Arc::clone(&self.main.file)
+    }
+
+    /// Says whom the program will run as.
+    pub(crate) fn set_owner(&mut self, owner: Owner) {
+        self.owner = owner;
     }
 
     /// The absolute path of the executable.

@@ -32,6 +32,18 @@ pub(super) struct Auxiliary {
     pub(super) phnum: u64,
     pub(super) base: u64,
     pub(super) entry: u64,
+    pub(super) owner: Owner,
+}
+
+/// Whom a program runs as, for its auxiliary vector.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Owner {
+    pub(crate) uid: u32,
+    pub(crate) euid: u32,
+    pub(crate) gid: u32,
+    pub(crate) egid: u32,
+    /// `AT_SECURE`: the C library must not trust the environment.
+    pub(crate) secure: bool,
 }
 
 /// The bytes between the initial stack pointer and the top of the stack.
@@ -95,7 +107,7 @@ impl InitialStack {
         let execfn = strings.push(execfn.to_bytes_with_nul());
         strings.bytes.resize((top - base) as usize, 0);
 
-        let id = |result: Result<usize, _>| result.unwrap_or(0) as u64;
+        let owner = auxiliary.owner;
         let auxv: Vec<u64> = [
             (libc::AT_SYSINFO_EHDR, auxiliary.vdso),
             (AT_MINSIGSTKSZ, host::auxiliary_value(AT_MINSIGSTKSZ)),
@@ -108,11 +120,11 @@ impl InitialStack {
             (libc::AT_BASE, auxiliary.base),
             (libc::AT_FLAGS, 0),
             (libc::AT_ENTRY, auxiliary.entry),
-            (libc::AT_UID, id(host::getuid())),
-            (libc::AT_EUID, id(host::geteuid())),
-            (libc::AT_GID, id(host::getgid())),
-            (libc::AT_EGID, id(host::getegid())),
-            (libc::AT_SECURE, 0),
+            (libc::AT_UID, owner.uid.into()),
+            (libc::AT_EUID, owner.euid.into()),
+            (libc::AT_GID, owner.gid.into()),
+            (libc::AT_EGID, owner.egid.into()),
+            (libc::AT_SECURE, owner.secure.into()),
             (libc::AT_RANDOM, random_addr),
             (AT_HWCAP2, host::auxiliary_value(AT_HWCAP2)),
             (libc::AT_EXECFN, execfn),

@@ -192,7 +192,14 @@ fn scripts_nest_and_pass_their_argument() {
 fn the_initial_stack_is_laid_out_as_the_abi_says() {
     let top = 0x7000_0000_0000_u64;
     let strings = |list: &[&str]| list.iter().map(|text| CString::new(*text).unwrap()).collect::<Vec<_>>();
-    let auxiliary = Auxiliary { vdso: 0x1000, phdr: 0x40_0040, phnum: 3, base: 0, entry: 0x40_1000 };
+    let auxiliary = Auxiliary {
+        vdso: 0x1000,
+        phdr: 0x40_0040,
+        phnum: 3,
+        base: 0,
+        entry: 0x40_1000,
+        owner: super::Owner::default(),
+    };
     for count in 0..4 {
         let argv = strings(&["prog", "a", "bc", "def"][..count]);
         let stack = InitialStack::build(top, &argv, &strings(&["A=1", "B=22"]), c"/bin/prog", &auxiliary);

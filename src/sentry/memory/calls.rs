@@ -78,6 +78,7 @@ impl Mm {
         let protection = protection(request.prot);
         let mut state = self.state();
         let start = state.place(request.addr, len, request.flags)?;
+        state.check_room(&self.limits, len, protection.write && !shared, (start, start + len))?;
         let addr = GuestAddr::new(start);
         let backing = match &request.file {
             Some(file) => {
@@ -98,6 +99,7 @@ impl Mm {
             }
         };
         state.map.insert(Region { start, end: start + len, protection, shared, backing });
+        state.forget_fork_advice(start, start + len);
         drop(state);
         if request.flags & (libc::MAP_POPULATE | libc::MAP_LOCKED) != 0
             && request.flags & libc::MAP_NONBLOCK == 0
@@ -130,6 +132,8 @@ impl Mm {
         if !state.map.is_free(start, end) {
             hands.unmap(self.space(), addr, end - start)?;
             state.map.remove(start, end);
+            state.forget_locked(start, end);
+            state.forget_fork_advice(start, end);
         }
         Ok(())
     }
@@ -172,6 +176,7 @@ impl Mm {
                 let rw = Protection { read: true, write: true, execute: false };
                 // One page stays free between the heap and what is above it, as in the kernel.
                 let grown = state.map.is_free(old, new + PAGE_SIZE)
+                    && state.check_room(&self.limits, new - old, true, (old, old)).is_ok()
                     && hands.map_anonymous(self.space(), GuestAddr::new(old), new - old, rw).is_ok();
                 if grown {
                     let backing = Backing::Named("[heap]");
@@ -232,6 +237,10 @@ impl Mm {
         if new_len > old_len && region.end < end {
             return Err(Errno::EFAULT);
         }
+        if new_len > old_len {
+            let data = region.protection.write && !region.shared;
+            state.check_room(&self.limits, new_len - old_len, data, (start, start))?;
+        }
         let grows_in_place = end
             .checked_add(new_len - kept)
             .is_some_and(|grown| grown <= state.layout.top && state.map.is_free(end, grown));
@@ -260,6 +269,9 @@ impl Mm {
         advice: i32,
     ) -> Result<(), Errno> {
         let (start, end) = page_range(addr, len, Errno::EINVAL)?;
+        if let Some(result) = self.state().advise_fork(start, end, advice) {
+            return result;
+        }
         let advice = match advice {
             libc::MADV_NORMAL => Advice::Normal,
             libc::MADV_RANDOM => Advice::Random,

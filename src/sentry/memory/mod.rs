@@ -1,11 +1,13 @@
 //! A guest's memory map: what is mapped where, and the calls that change it.
 
 mod calls;
+mod fork_advice;
 mod hands;
 mod layout;
 mod map;
 mod proc_maps;
 mod region;
+mod room;
 
 pub(crate) use calls::MapRequest;
 pub(crate) use hands::Hands;
@@ -27,6 +29,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(crate) struct Mm {
     space: AddressSpace,
     state: Mutex<State>,
+    limits: room::MemoryLimits,
 }
 
 /// What the lock protects.
@@ -36,11 +39,16 @@ struct State {
     layout: Layout,
     brk_start: u64,
     brk: u64,
+    /// Ranges that mlock(2) has locked.
+    locked: Vec<(u64, u64)>,
+    fork_ranges: fork_advice::ForkRanges,
 }
 
 impl Mm {
     pub(crate) fn new(space: AddressSpace, layout: Layout) -> Self {
-        Self { space, state: Mutex::new(State { map: MemoryMap::default(), layout, brk_start: 0, brk: 0 }) }
+        let map = MemoryMap::default();
+        let state = State { map, layout, brk_start: 0, brk: 0, locked: Vec::new(), fork_ranges: Vec::new() };
+        Self { space, state: Mutex::new(state), limits: room::MemoryLimits::default() }
     }
 
     /// The platform's address space, for copies and for running in it.
@@ -53,13 +61,19 @@ impl Mm {
         // Held over the fork, so that the copied memory and the copied record agree.
         let state = self.state();
         let space = self.space.fork().map_err(|_| Errno::EAGAIN)?;
-        Ok(Mm { space, state: Mutex::new(state.clone()) })
+        // Locked pages are not inherited.
+        let copy = State { locked: Vec::new(), ..state.clone() };
+        let child = Mm { space, state: Mutex::new(copy), limits: room::MemoryLimits::default() };
+        child.after_fork()?;
+        Ok(child)
     }
 
-    /// What the guest's own code has used so far, as the stub process's clock and memory tell.
-    pub(crate) fn usage(&self) -> Usage {
+    /// What the stub process's memory has come to so far: no time.
+    pub(crate) fn memory_usage(&self) -> Usage {
         let pid = self.space.pid();
-        Usage { user_ns: host::process_time_ns(pid), ..Usage::default() }
+        let (minor_faults, major_faults) = host::process_faults(pid);
+        let max_rss_kib = host::process_peak_memory_kib(pid);
+        Usage { max_rss_kib, minor_faults, major_faults, ..Usage::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

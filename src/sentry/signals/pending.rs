@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 
 /// Signals from here on queue; below, a second one of the same number is dropped.
 const FIRST_REAL_TIME: i32 = 32;
-/// `RLIMIT_SIGPENDING` stands for itself: a queue longer than this refuses with `EAGAIN`.
-const QUEUE_LIMIT: usize = 1024;
+/// However large `RLIMIT_SIGPENDING` is: a queue longer than this refuses with `EAGAIN`.
+const QUEUE_LIMIT: usize = 1 << 16;
 
 /// A queue of signals.
 #[derive(Debug, Default)]
@@ -36,6 +36,11 @@ impl Pending {
         self.set = self.set.with(signo);
         self.queue.push_back(info);
         true
+    }
+
+    /// How many signals are queued.
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
     }
 
     /// Takes the next signal of a set: faults first, then the lowest number, the oldest of its kind.

@@ -53,13 +53,13 @@ impl SigInfo {
         info
     }
 
-    /// A child has ended, stopped or gone on.
-    pub(crate) fn from_child(signo: i32, code: i32, pid: i32, status: i32, usage: Usage) -> Self {
+    /// A child, by its process id and real user id, has ended, stopped or gone on.
+    pub(crate) fn from_child(signo: i32, code: i32, child: (i32, u32), status: i32, usage: Usage) -> Self {
         // In clock ticks of USER_HZ.
         const TICK_NS: u64 = 10_000_000;
         let mut info = Self::with(signo, code);
-        info.put(16, &pid.to_ne_bytes());
-        info.put(20, &0_u32.to_ne_bytes());
+        info.put(16, &child.0.to_ne_bytes());
+        info.put(20, &child.1.to_ne_bytes());
         info.put(24, &status.to_ne_bytes());
         info.put(32, &(usage.user_ns / TICK_NS).to_ne_bytes());
         info.put(40, &(usage.system_ns / TICK_NS).to_ne_bytes());

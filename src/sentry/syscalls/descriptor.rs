@@ -2,13 +2,18 @@
 
 use super::SysResult;
 use super::args::{FcntlCommand, Fd, Hex, OpenFlags};
+use super::record_lock;
 use crate::GuestAddr;
-use crate::sentry::abi::Flock;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::task::Task;
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+const F_DUPFD_QUERY: i32 = 1027;
+const F_GETSIG: i32 = 11;
+const F_GETOWN_EX: i32 = 16;
 
 fn done(_: usize) -> i64 {
     0
@@ -57,29 +62,24 @@ pub(super) fn fcntl(task: &mut Task, fd: Fd, command: FcntlCommand, arg: Hex) ->
         | libc::F_GETPIPE_SZ
         | libc::F_ADD_SEALS
         | libc::F_GET_SEALS
-        | libc::F_GETOWN
         | libc::F_GETLEASE => host::fcntl(file.as_fd(), command.0, number).map(|value| value as i64),
-        libc::F_GETLK
-        | libc::F_SETLK
-        | libc::F_OFD_GETLK
-        | libc::F_OFD_SETLK
-        | libc::F_SETLKW
-        | libc::F_OFD_SETLKW => {
-            let addr = GuestAddr::new(number);
-            let lock: Flock = task.memory().read_object(addr)?;
-            let mut bytes: [u8; 32] = zerocopy::transmute!(lock);
-            if matches!(command.0, libc::F_SETLKW | libc::F_OFD_SETLKW) {
-                task.wait(|_, attention| {
-                    host::wait_fcntl_lock(attention, file.as_fd(), command.0, &mut bytes)
-                })?;
-            } else {
-                host::fcntl_lock(file.as_fd(), command.0, &mut bytes)?;
-            }
-            if matches!(command.0, libc::F_GETLK | libc::F_OFD_GETLK) {
-                task.memory().write_object(addr, &bytes)?;
-            }
-            Ok(0)
+        libc::F_GETLK | libc::F_SETLK | libc::F_SETLKW => {
+            record_lock::of_process(task, &file, command.0, GuestAddr::new(number))
         }
+        libc::F_OFD_GETLK | libc::F_OFD_SETLK | libc::F_OFD_SETLKW => {
+            record_lock::of_description(task, &file, command.0, GuestAddr::new(number))
+        }
+        F_DUPFD_QUERY => {
+            let other = i32::try_from(number).map_err(|_| Errno::EBADF)?;
+            Ok(i64::from(Arc::ptr_eq(&file, &task.file(other)?)))
+        }
+        // Whom SIGIO is for is a matter of the host's processes: nobody asks for it here, and nobody can.
+        libc::F_GETOWN | F_GETSIG => Ok(0),
+        F_GETOWN_EX => {
+            const F_OWNER_PID: i32 = 1;
+            task.memory().write_object(GuestAddr::new(number), &[F_OWNER_PID, 0]).map(|()| 0)
+        }
+        libc::F_SETLEASE if number == libc::F_UNLCK as u64 => Err(Errno::EAGAIN),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -98,11 +98,17 @@ pub(super) fn flock(task: &mut Task, fd: Fd, operation: i32) -> SysResult {
 }
 
 pub(super) fn ftruncate(task: &mut Task, fd: Fd, length: i64) -> SysResult {
-    host::ftruncate(task.file(fd.0)?.as_fd(), length).map(done)
+    let file = task.file(fd.0)?;
+    task.check_new_size(file.as_fd(), length)?;
+    host::ftruncate(file.as_fd(), length).map(done)
 }
 
 pub(super) fn fallocate(task: &mut Task, fd: Fd, mode: i32, offset: i64, length: i64) -> SysResult {
-    host::fallocate(task.file(fd.0)?.as_fd(), mode, offset, length).map(done)
+    let file = task.file(fd.0)?;
+    if mode & libc::FALLOC_FL_KEEP_SIZE == 0 {
+        task.check_new_size(file.as_fd(), offset.saturating_add(length))?;
+    }
+    host::fallocate(file.as_fd(), mode, offset, length).map(done)
 }
 
 pub(super) fn fadvise64(task: &mut Task, fd: Fd, offset: i64, length: i64, advice: i32) -> SysResult {

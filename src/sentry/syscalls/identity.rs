@@ -1,13 +1,12 @@
-//! Who the guest is: process ids, users and groups.
+//! Which process the guest is: ids, groups, sessions. Users are in `credentials`.
 
 use super::SysResult;
+use super::credentials::{getegid, geteuid, getgid, getuid};
+use crate::PassedCalls;
 use crate::sentry::errno::Errno;
-use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::kernel::Node;
 use crate::sentry::task::Task;
-use crate::{GuestAddr, PassedCalls};
-use zerocopy::IntoBytes as _;
 
 pub(super) fn getpid(task: &mut Task) -> SysResult {
     Ok(i64::from(task.process.pid))
@@ -28,25 +27,9 @@ pub(super) fn getppid(task: &mut Task) -> SysResult {
     }
 }
 
-pub(super) fn getuid(_: &mut Task) -> SysResult {
-    host::getuid().map(|id| id as i64)
-}
-
-pub(super) fn geteuid(_: &mut Task) -> SysResult {
-    host::geteuid().map(|id| id as i64)
-}
-
-pub(super) fn getgid(_: &mut Task) -> SysResult {
-    host::getgid().map(|id| id as i64)
-}
-
-pub(super) fn getegid(_: &mut Task) -> SysResult {
-    host::getegid().map(|id| id as i64)
-}
-
 impl Task {
-    /// Lets the stub answer the calls whose results never change, and pass on those that concern only the guest's own
-    /// threads, unless somebody wants to see them.
+    /// Lets the stub answer the calls whose results only the task itself changes, and pass on those that concern only
+    /// the guest's own threads, unless somebody wants to see them.
     pub(crate) fn publish_answers(&mut self) {
         let wanted = *self.observer.hooks.wanted();
         // Harmless whoever makes them, and nobody's business but the guest's own threads'.
@@ -72,98 +55,6 @@ impl Task {
             }
         }
     }
-}
-
-/// Writes three ids as `getresuid` and `getresgid` do.
-fn write_ids(task: &Task, addrs: [GuestAddr; 3], ids: [[u32; 1]; 3]) -> SysResult {
-    for (addr, id) in addrs.into_iter().zip(ids) {
-        task.memory().write_object(addr, &id)?;
-    }
-    Ok(0)
-}
-
-pub(super) fn getresuid(
-    task: &mut Task,
-    real: GuestAddr,
-    effective: GuestAddr,
-    saved: GuestAddr,
-) -> SysResult {
-    let (mut r, mut e, mut s) = ([0], [0], [0]);
-    host::getresuid(&mut r, &mut e, &mut s)?;
-    write_ids(task, [real, effective, saved], [r, e, s])
-}
-
-pub(super) fn getresgid(
-    task: &mut Task,
-    real: GuestAddr,
-    effective: GuestAddr,
-    saved: GuestAddr,
-) -> SysResult {
-    let (mut r, mut e, mut s) = ([0], [0], [0]);
-    host::getresgid(&mut r, &mut e, &mut s)?;
-    write_ids(task, [real, effective, saved], [r, e, s])
-}
-
-pub(super) fn getgroups(task: &mut Task, size: i32, list: GuestAddr) -> SysResult {
-    let mut groups = [0; 1024];
-    let size = usize::try_from(size).map_err(|_| Errno::EINVAL)?.min(groups.len());
-    let count = host::getgroups(size as i32, &mut groups)?;
-    if size != 0 {
-        task.memory().write(list, groups[..count.min(size)].as_bytes())?;
-    }
-    Ok(count as i64)
-}
-
-/// Changing an id to what it is succeeds; becoming somebody else does not.
-fn change(wanted: &[u32], current: [[u32; 1]; 3]) -> SysResult {
-    const UNCHANGED: u32 = u32::MAX;
-    let allowed = |id: &u32| *id == UNCHANGED || current.iter().any(|own| own[0] == *id);
-    if wanted.iter().all(allowed) { Ok(0) } else { Err(Errno::EPERM) }
-}
-
-fn user_ids() -> Result<[[u32; 1]; 3], Errno> {
-    let (mut r, mut e, mut s) = ([0], [0], [0]);
-    host::getresuid(&mut r, &mut e, &mut s)?;
-    Ok([r, e, s])
-}
-
-fn group_ids() -> Result<[[u32; 1]; 3], Errno> {
-    let (mut r, mut e, mut s) = ([0], [0], [0]);
-    host::getresgid(&mut r, &mut e, &mut s)?;
-    Ok([r, e, s])
-}
-
-pub(super) fn setuid(_: &mut Task, uid: u32) -> SysResult {
-    change(&[uid], user_ids()?)
-}
-
-pub(super) fn setgid(_: &mut Task, gid: u32) -> SysResult {
-    change(&[gid], group_ids()?)
-}
-
-pub(super) fn setreuid(_: &mut Task, real: u32, effective: u32) -> SysResult {
-    change(&[real, effective], user_ids()?)
-}
-
-pub(super) fn setregid(_: &mut Task, real: u32, effective: u32) -> SysResult {
-    change(&[real, effective], group_ids()?)
-}
-
-pub(super) fn setresuid(_: &mut Task, real: u32, effective: u32, saved: u32) -> SysResult {
-    change(&[real, effective, saved], user_ids()?)
-}
-
-pub(super) fn setresgid(_: &mut Task, real: u32, effective: u32, saved: u32) -> SysResult {
-    change(&[real, effective, saved], group_ids()?)
-}
-
-/// `setfsuid` has no error: it returns the old id and leaves it when it may not change it.
-pub(super) fn setfsuid(_: &mut Task, _uid: u32) -> SysResult {
-    host::geteuid().map(|id| id as i64)
-}
-
-pub(super) fn setfsgid(_: &mut Task, _gid: u32) -> SysResult {
-    host::getegid().map(|id| id as i64)
 }
 
 pub(super) fn getpgrp(task: &mut Task) -> SysResult {

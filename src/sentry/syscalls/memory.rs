@@ -3,9 +3,22 @@
 use super::SysResult;
 use super::args::{Fd, Hex, MapFlags, MemoryAdvice, Protections, RemapFlags, SyncFlags};
 use crate::GuestAddr;
+use crate::sentry::credentials::cap;
 use crate::sentry::errno::Errno;
 use crate::sentry::memory::{Hands, MapRequest};
 use crate::sentry::task::Task;
+
+impl Task {
+    fn apply_memory_limits(&self) {
+        self.mm.set_limits(&self.process.limits());
+    }
+
+    /// How much the task may lock; `None`: as much as it likes.
+    fn lock_limit(&self) -> Option<u64> {
+        let limit = self.process.limits().soft(libc::RLIMIT_MEMLOCK);
+        (limit != libc::RLIM_INFINITY && !self.credentials().has(cap::IPC_LOCK)).then_some(limit)
+    }
+}
 
 fn address(addr: GuestAddr) -> i64 {
     addr.raw() as i64
@@ -22,6 +35,7 @@ pub(super) fn mmap(
 ) -> SysResult {
     let file = if flags.0 & libc::MAP_ANONYMOUS != 0 { None } else { Some(task.file(fd.0)?) };
     let offset = if file.is_some() { offset.0 } else { 0 };
+    task.apply_memory_limits();
     let request = MapRequest { addr, len, prot: prot.0, flags: flags.0, file, offset };
     task.mm.map(&mut Hands::Own(&mut task.context), &request).map(address)
 }
@@ -42,10 +56,12 @@ pub(super) fn mremap(
     flags: RemapFlags,
     new_addr: GuestAddr,
 ) -> SysResult {
+    task.apply_memory_limits();
     task.mm.remap(&mut Hands::Own(&mut task.context), addr, old_len, new_len, flags.0, new_addr).map(address)
 }
 
 pub(super) fn brk(task: &mut Task, addr: GuestAddr) -> SysResult {
+    task.apply_memory_limits();
     Ok(address(task.mm.brk(&mut Hands::Own(&mut task.context), addr)))
 }
 
@@ -57,25 +73,44 @@ pub(super) fn msync(task: &mut Task, addr: GuestAddr, len: u64, flags: SyncFlags
     task.mm.sync(addr, len, flags.0).map(|()| 0)
 }
 
-/// Locked memory is a promise about paging that a sentry cannot keep for its stub; as in gVisor it is accepted.
-pub(super) fn mlock(task: &mut Task, addr: GuestAddr, len: u64) -> SysResult {
-    if task.mm.is_mapped(addr.page_down(), len.saturating_add(addr.raw() % crate::PAGE_SIZE))? {
-        Ok(0)
-    } else {
-        Err(Errno::ENOMEM)
-    }
+/// The whole pages of a range whose start need not be a page's.
+fn whole_pages(addr: GuestAddr, len: u64) -> Result<(GuestAddr, u64), Errno> {
+    let len = len.checked_add(addr.raw() % crate::PAGE_SIZE).ok_or(Errno::ENOMEM)?;
+    Ok((addr.page_down(), len))
 }
 
-pub(super) fn mlock2(task: &mut Task, addr: GuestAddr, len: u64, _flags: i32) -> SysResult {
+/// Locked memory is a promise about paging that a sentry cannot keep for its stub; it is counted and limited.
+pub(super) fn mlock(task: &mut Task, addr: GuestAddr, len: u64) -> SysResult {
+    let (addr, len) = whole_pages(addr, len)?;
+    task.mm.lock_pages(addr, len, task.lock_limit()).map(|()| 0)
+}
+
+pub(super) fn mlock2(task: &mut Task, addr: GuestAddr, len: u64, flags: i32) -> SysResult {
+    if flags & !(libc::MLOCK_ONFAULT as i32) != 0 {
+        return Err(Errno::EINVAL);
+    }
     mlock(task, addr, len)
 }
 
-pub(super) fn mlockall(_: &mut Task, _flags: i32) -> SysResult {
-    Ok(0)
+pub(super) fn munlock(task: &mut Task, addr: GuestAddr, len: u64) -> SysResult {
+    let (addr, len) = whole_pages(addr, len)?;
+    task.mm.unlock_pages(addr, len).map(|()| 0)
 }
 
-pub(super) fn munlockall(_: &mut Task) -> SysResult {
-    Ok(0)
+pub(super) fn mlockall(task: &mut Task, flags: i32) -> SysResult {
+    let known = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
+    if flags == 0 || flags & !known != 0 || flags == libc::MCL_ONFAULT {
+        return Err(Errno::EINVAL);
+    }
+    let limit = task.lock_limit();
+    if limit == Some(0) {
+        return Err(Errno::EPERM);
+    }
+    task.mm.lock_all(flags & libc::MCL_CURRENT != 0, limit).map(|()| 0)
+}
+
+pub(super) fn munlockall(task: &mut Task) -> SysResult {
+    task.mm.lock_all(false, None).map(|()| 0)
 }
 
 /// Every mapped page is called resident: which ones are is the host's business and changes at any time.

@@ -4,9 +4,12 @@
 //! decoding for the handler, what hooks see of the call, and the text of `--trace`; a string is read from the guest once.
 
 pub(crate) mod args;
+mod barrier;
 mod clone;
+mod credentials;
 mod descriptor;
 mod epoll;
+mod file_limit;
 mod futex;
 mod identity;
 mod ioctl;
@@ -14,25 +17,33 @@ mod kill;
 mod locate;
 mod memory;
 mod names;
+mod numa;
 mod open;
 mod path;
 mod pidfd;
 mod poll;
+mod prctl;
 mod process;
 mod read_write;
+mod record_lock;
+mod refused;
+mod scheduling;
 mod signal;
 mod signalfd;
 mod stat;
+mod support;
 mod system;
 mod table;
 mod terminal;
 mod time;
 mod timer;
 mod transfer;
+mod usage;
 mod wait;
 mod xattr;
 
 pub(crate) use epoll::Epoll;
+pub use support::{Support, call_support};
 
 use super::errno::Errno;
 use super::hook::{HookedCall, Slot};
@@ -128,22 +139,27 @@ fn make_unlisted(task: &mut Task, call: &Syscall) -> SysResult {
         Arch::I386 => format!("i386_{}", call.nr),
     };
     if !task.observer.hooks.want(call) {
-        return refuse(task, &name);
+        return refuse(task, call, &name);
     }
     let mut args = call.args.map(|arg| Ok::<_, Errno>(args::Hex(arg)));
     let mut slots = args.each_mut().map(|arg| arg as &mut (dyn Slot + 'static));
     let mut hooked = HookedCall::new(call, Cow::Owned(name.clone()), &WORDS);
     let result = match hooked.before(task, &mut slots) {
         Some(result) => result,
-        None => refuse(task, &name),
+        None => refuse(task, call, &name),
     };
     hooked.after(task, &mut slots, result)
 }
 
-/// A call that nobody implements.
-fn refuse(task: &mut Task, name: &str) -> SysResult {
-    task.observer.counts.record_unimplemented(name);
-    Err(Errno::ENOSYS)
+/// A call that is refused on purpose, or that nobody implements.
+fn refuse(task: &mut Task, call: &Syscall, name: &str) -> SysResult {
+    match refused::lookup(call.nr) {
+        Some(refusal) if call.arch == Arch::X86_64 => Err(refusal.errno),
+        _ => {
+            task.observer.counts.record_unimplemented(name);
+            Err(Errno::ENOSYS)
+        }
+    }
 }
 
 /// Defines the table. Each line is `number name(argument: Type, …) => handler`.
@@ -159,7 +175,7 @@ macro_rules! syscall_table {
                     parameters: &[$(Parameter { name: stringify!($arg), is_path: <$ty as Arg>::IS_PATH }),*],
                     run: |task: &mut $crate::sentry::task::Task, args| {
                         let [$($arg,)* ..] = *args;
-                        $(let $arg = task.decode::<$ty>($arg)?;)*
+                        $(let $arg = <$ty as Arg>::decode($arg, task.memory())?;)*
                         let _ = args;
                         $handler(task, $($arg),*)
                     },

@@ -132,6 +132,9 @@ pub(super) fn close_range(task: &mut Task, first: u32, last: u32, flags: u32) ->
     if first > last || flags & !(UNSHARE | CLOEXEC) != 0 {
         return Err(Errno::EINVAL);
     }
+    if flags & UNSHARE != 0 {
+        task.unshare_files();
+    }
     task.files().close_range(first, last, flags & CLOEXEC != 0);
     Ok(0)
 }

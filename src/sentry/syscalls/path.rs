@@ -21,8 +21,21 @@ pub(super) fn access(task: &mut Task, path: Path, mode: AccessMode) -> SysResult
 }
 
 pub(super) fn faccessat(task: &mut Task, dir: DirFd, path: Path, mode: AccessMode) -> SysResult {
-    let at = task.locate(dir.0, &path, true)?;
-    host::faccessat(at.dir(), at.path(), mode.0).map(done)
+    check_access(task, dir, &path, mode, 0)
+}
+
+/// By the real ids unless `AT_EACCESS` says otherwise.
+fn check_access(task: &Task, dir: DirFd, path: &Path, mode: AccessMode, flags: i32) -> SysResult {
+    let at = task.locate(dir.0, path, flags & libc::AT_SYMLINK_NOFOLLOW == 0)?;
+    if flags & libc::AT_EACCESS != 0 {
+        return host::faccessat2(at.dir(), at.path(), mode.0, flags).map(done);
+    }
+    let checked = task.by_real_ids(|by_fs_ids| match (by_fs_ids, flags) {
+        (false, 0) => host::faccessat(at.dir(), at.path(), mode.0),
+        (false, _) => host::faccessat2(at.dir(), at.path(), mode.0, flags),
+        (true, _) => host::faccessat2(at.dir(), at.path(), mode.0, flags | libc::AT_EACCESS),
+    });
+    checked.map(done)
 }
 
 pub(super) fn faccessat2(
@@ -32,8 +45,7 @@ pub(super) fn faccessat2(
     mode: AccessMode,
     flags: AtFlags,
 ) -> SysResult {
-    let at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
-    host::faccessat2(at.dir(), at.path(), mode.0, flags.0).map(done)
+    check_access(task, dir, &path, mode, flags.0)
 }
 
 pub(super) fn mkdir(task: &mut Task, path: Path, mode: Mode) -> SysResult {
@@ -183,7 +195,16 @@ pub(super) fn fchownat(
 
 pub(super) fn truncate(task: &mut Task, path: Path, length: i64) -> SysResult {
     let at = task.locate(libc::AT_FDCWD, &path, true)?;
-    host::truncate(&at.absolute()?, length).map(done)
+    let limited = task.process.current_limits().file_size() != libc::RLIM_INFINITY;
+    let path = at.absolute()?;
+    if limited {
+        // Who may not write to the file is told that first.
+        host::faccessat2(at.dir(), at.path(), libc::W_OK as u32, libc::AT_EACCESS)?;
+        let flags = libc::O_PATH | libc::O_CLOEXEC;
+        let file = host::openat(at.dir(), at.path(), flags, 0)?;
+        task.check_new_size(file.as_fd(), length)?;
+    }
+    host::truncate(&path, length).map(done)
 }
 
 /// The times of the `utime` family, as `utimensat` takes them.

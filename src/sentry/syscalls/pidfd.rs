@@ -6,7 +6,6 @@ use crate::GuestAddr;
 use crate::sentry::abi::NSIG;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
-use crate::sentry::host;
 use crate::sentry::kernel::Target;
 use crate::sentry::signals::SigInfo;
 use crate::sentry::task::Task;
@@ -34,10 +33,7 @@ pub(super) fn pidfd_send_signal(
     }
     let process = task.process_of_pid_file(fd.0)?;
     let info = match task.memory().read_optional::<[u8; 128]>(info)? {
-        None => {
-            let uid = host::getuid().unwrap_or_default() as u32;
-            SigInfo::from_user(signo.0, libc::SI_USER, task.process.pid, uid)
-        }
+        None => super::kill::from_task(task, signo.0, libc::SI_USER),
         Some(bytes) => {
             let info = SigInfo(bytes).claimed_by_process();
             if info.signo() != signo.0 {

@@ -3,12 +3,10 @@
 use super::SysResult;
 use super::args::{ArchPrctl, Hex, Path};
 use crate::GuestAddr;
-use crate::sentry::abi::NSIG;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::kernel::Node;
-use crate::sentry::task::{DEFAULT_TIMER_SLACK_NS, ExitStatus, Task};
-use std::sync::atomic::Ordering;
+use crate::sentry::task::{ExitStatus, Task};
 
 /// `struct robust_list_head`.
 const ROBUST_LIST_HEAD: usize = 24;
@@ -86,56 +84,6 @@ pub(super) fn arch_prctl(task: &mut Task, code: ArchPrctl, addr: GuestAddr) -> S
         _ => task.memory().write_object(addr, &task.context.registers().gs_base)?,
     }
     Ok(0)
-}
-
-pub(super) fn prctl(task: &mut Task, option: i32, arg: Hex, _: Hex, _: Hex, _: Hex) -> SysResult {
-    const NAME_LEN: usize = 16;
-    let addr = GuestAddr::new(arg.0);
-    match option {
-        libc::PR_SET_NAME => {
-            let name = match task.memory().read_string(addr, NAME_LEN, Errno::ENAMETOOLONG) {
-                Ok(name) => name.into_bytes(),
-                // A longer name is cut.
-                Err(Errno::ENAMETOOLONG) => {
-                    let mut bytes = [0; NAME_LEN - 1];
-                    task.memory().read(addr, &mut bytes)?;
-                    bytes.to_vec()
-                }
-                Err(errno) => return Err(errno),
-            };
-            task.handle.set_name(&name);
-            Ok(0)
-        }
-        libc::PR_GET_NAME => task.memory().write_object(addr, &task.handle.name()).map(|()| 0),
-        libc::PR_GET_DUMPABLE | libc::PR_GET_NO_NEW_PRIVS => Ok(1),
-        libc::PR_SET_DUMPABLE if arg.0 <= 1 => Ok(0),
-        libc::PR_SET_NO_NEW_PRIVS if arg.0 == 1 => Ok(0),
-        libc::PR_SET_PDEATHSIG => {
-            let signo = i32::try_from(arg.0).ok().filter(|signo| (0..=NSIG).contains(signo));
-            task.with_node(|node| node.death_signal = signo.unwrap_or(0));
-            signo.map(|_| 0).ok_or(Errno::EINVAL)
-        }
-        libc::PR_GET_PDEATHSIG => {
-            let signo = task.with_node(|node| node.death_signal).unwrap_or(0);
-            task.memory().write_object(addr, &signo).map(|()| 0)
-        }
-        libc::PR_SET_CHILD_SUBREAPER => {
-            task.with_node(|node| node.is_subreaper = arg.0 != 0);
-            Ok(0)
-        }
-        libc::PR_GET_CHILD_SUBREAPER => {
-            let is = task.with_node(|node| node.is_subreaper).unwrap_or(false);
-            task.memory().write_object(addr, &i32::from(is)).map(|()| 0)
-        }
-        libc::PR_SET_TIMERSLACK => {
-            let slack = if arg.0 == 0 { DEFAULT_TIMER_SLACK_NS } else { arg.0 };
-            task.handle.timer_slack_ns.store(slack, Ordering::Relaxed);
-            Ok(0)
-        }
-        libc::PR_GET_TIMERSLACK => Ok(task.handle.timer_slack_ns.load(Ordering::Relaxed) as i64),
-        libc::PR_GET_SECUREBITS | libc::PR_GET_KEEPCAPS | libc::PR_GET_SECCOMP => Ok(0),
-        _ => Err(Errno::EINVAL),
-    }
 }
 
 impl Task {

@@ -145,7 +145,7 @@ fn copy(
 pub(super) fn sendfile(task: &mut Task, out: Fd, input: Fd, offset: GuestAddr, count: usize) -> SysResult {
     let (out, input) = (task.file(out.0)?, task.file(input.0)?);
     let mut from = read_offset(task, offset)?;
-    let count = count.min(COPY_LIMIT);
+    let count = task.within_file_limit(&out, None, count.min(COPY_LIMIT))?;
     task.refresh(&input, from.map(i64::from_ne_bytes))?;
     let offsets = [(offset, &mut from), (GuestAddr::NULL, &mut None)];
     copy(task, [&input, &out], offsets, |attention, from, _| {
@@ -164,7 +164,7 @@ pub(super) fn copy_file_range(
 ) -> SysResult {
     let (input, out) = (task.file(input.0)?, task.file(out.0)?);
     let (mut from, mut to) = (read_offset(task, from_addr)?, read_offset(task, to_addr)?);
-    let len = len.min(COPY_LIMIT);
+    let len = task.within_file_limit(&out, to.map(i64::from_ne_bytes), len.min(COPY_LIMIT))?;
     copy(task, [&input, &out], [(from_addr, &mut from), (to_addr, &mut to)], |attention, from, to| {
         host::wait_copy_file_range(attention, input.as_fd(), from, out.as_fd(), to, len, flags)
     })
@@ -181,7 +181,7 @@ pub(super) fn splice(
 ) -> SysResult {
     let (input, out) = (task.file(input.0)?, task.file(out.0)?);
     let (mut from, mut to) = (read_offset(task, from_addr)?, read_offset(task, to_addr)?);
-    let len = len.min(COPY_LIMIT);
+    let len = task.within_file_limit(&out, to.map(i64::from_ne_bytes), len.min(COPY_LIMIT))?;
     task.refresh(&input, from.map(i64::from_ne_bytes))?;
     copy(task, [&input, &out], [(from_addr, &mut from), (to_addr, &mut to)], |attention, from, to| {
         host::wait_splice(attention, input.as_fd(), from, out.as_fd(), to, len, flags)

@@ -2,8 +2,9 @@
 
 use super::args::*;
 use super::{
-    clone, descriptor, epoll, futex, identity, ioctl, kill, memory, open, path, pidfd, poll, process,
-    read_write, signal, signalfd, stat, syscall_table, system, terminal, time, timer, wait, xattr,
+    barrier, clone, credentials, descriptor, epoll, futex, identity, ioctl, kill, memory, numa, open, path,
+    pidfd, poll, prctl, process, read_write, scheduling, signal, signalfd, stat, syscall_table, system,
+    terminal, time, timer, usage, wait, xattr,
 };
 use crate::GuestAddr;
 
@@ -80,30 +81,33 @@ syscall_table! {
     95 umask(mask: Mode) => open::umask;
     96 gettimeofday(time: GuestAddr, zone: GuestAddr) => time::gettimeofday;
     97 getrlimit(which: Resource, limit: GuestAddr) => system::getrlimit;
-    98 getrusage(who: i32, usage: GuestAddr) => system::getrusage;
+    98 getrusage(who: i32, usage: GuestAddr) => usage::getrusage;
     99 sysinfo(buf: GuestAddr) => system::sysinfo;
-    100 times(buf: GuestAddr) => time::times;
-    102 getuid() => identity::getuid;
-    104 getgid() => identity::getgid;
-    105 setuid(uid: u32) => identity::setuid;
-    106 setgid(gid: u32) => identity::setgid;
-    107 geteuid() => identity::geteuid;
-    108 getegid() => identity::getegid;
+    100 times(buf: GuestAddr) => usage::times;
+    102 getuid() => credentials::getuid;
+    104 getgid() => credentials::getgid;
+    105 setuid(uid: u32) => credentials::setuid;
+    106 setgid(gid: u32) => credentials::setgid;
+    107 geteuid() => credentials::geteuid;
+    108 getegid() => credentials::getegid;
     109 setpgid(pid: i32, pgid: i32) => identity::setpgid;
     110 getppid() => identity::getppid;
     111 getpgrp() => identity::getpgrp;
     112 setsid() => identity::setsid;
-    113 setreuid(real: u32, effective: u32) => identity::setreuid;
-    114 setregid(real: u32, effective: u32) => identity::setregid;
-    115 getgroups(size: i32, list: GuestAddr) => identity::getgroups;
-    117 setresuid(real: u32, effective: u32, saved: u32) => identity::setresuid;
-    118 getresuid(real: GuestAddr, effective: GuestAddr, saved: GuestAddr) => identity::getresuid;
-    119 setresgid(real: u32, effective: u32, saved: u32) => identity::setresgid;
-    120 getresgid(real: GuestAddr, effective: GuestAddr, saved: GuestAddr) => identity::getresgid;
+    113 setreuid(real: u32, effective: u32) => credentials::setreuid;
+    114 setregid(real: u32, effective: u32) => credentials::setregid;
+    115 getgroups(size: i32, list: GuestAddr) => credentials::getgroups;
+    116 setgroups(size: i32, list: GuestAddr) => credentials::setgroups;
+    117 setresuid(real: u32, effective: u32, saved: u32) => credentials::setresuid;
+    118 getresuid(real: GuestAddr, effective: GuestAddr, saved: GuestAddr) => credentials::getresuid;
+    119 setresgid(real: u32, effective: u32, saved: u32) => credentials::setresgid;
+    120 getresgid(real: GuestAddr, effective: GuestAddr, saved: GuestAddr) => credentials::getresgid;
     121 getpgid(pid: i32) => identity::getpgid;
-    122 setfsuid(uid: u32) => identity::setfsuid;
-    123 setfsgid(gid: u32) => identity::setfsgid;
+    122 setfsuid(uid: u32) => credentials::setfsuid;
+    123 setfsgid(gid: u32) => credentials::setfsgid;
     124 getsid(pid: i32) => identity::getsid;
+    125 capget(header: GuestAddr, data: GuestAddr) => credentials::capget;
+    126 capset(header: GuestAddr, data: GuestAddr) => credentials::capset;
     127 rt_sigpending(set: GuestAddr, size: usize) => signal::rt_sigpending;
     128 rt_sigtimedwait(set: GuestAddr, info: GuestAddr, timeout: GuestAddr, size: usize) => signal::rt_sigtimedwait;
     129 rt_sigqueueinfo(pid: i32, signo: Signo, info: GuestAddr) => kill::rt_sigqueueinfo;
@@ -111,22 +115,24 @@ syscall_table! {
     131 sigaltstack(new: GuestAddr, old: GuestAddr) => signal::sigaltstack;
     132 utime(path: Path, times: GuestAddr) => path::utime;
     133 mknod(path: Path, mode: Mode, device: u32) => path::mknod;
+    135 personality(persona: u32) => scheduling::personality;
     137 statfs(path: Path, buf: Hex) => path::statfs;
     138 fstatfs(fd: Fd, buf: Hex) => stat::fstatfs;
-    140 getpriority(which: i32, who: i32) => system::getpriority;
-    141 setpriority(which: i32, who: i32, nice: i32) => system::setpriority;
-    143 sched_getparam(pid: i32, param: GuestAddr) => system::sched_getparam;
-    144 sched_setscheduler(pid: i32, policy: i32, param: GuestAddr) => system::sched_setscheduler;
-    145 sched_getscheduler(pid: i32) => system::sched_getscheduler;
+    140 getpriority(which: i32, who: i32) => scheduling::getpriority;
+    141 setpriority(which: i32, who: i32, nice: i32) => scheduling::setpriority;
+    142 sched_setparam(pid: i32, param: GuestAddr) => scheduling::sched_setparam;
+    143 sched_getparam(pid: i32, param: GuestAddr) => scheduling::sched_getparam;
+    144 sched_setscheduler(pid: i32, policy: i32, param: GuestAddr) => scheduling::sched_setscheduler;
+    145 sched_getscheduler(pid: i32) => scheduling::sched_getscheduler;
     146 sched_get_priority_max(policy: i32) => system::sched_get_priority_max;
     147 sched_get_priority_min(policy: i32) => system::sched_get_priority_min;
     148 sched_rr_get_interval(pid: i32, time: GuestAddr) => system::sched_rr_get_interval;
     149 mlock(addr: GuestAddr, len: u64) => memory::mlock;
-    150 munlock(addr: GuestAddr, len: u64) => memory::mlock;
+    150 munlock(addr: GuestAddr, len: u64) => memory::munlock;
     151 mlockall(flags: i32) => memory::mlockall;
     152 munlockall() => memory::munlockall;
     153 vhangup() => terminal::vhangup;
-    157 prctl(option: i32, arg2: Hex, arg3: Hex, arg4: Hex, arg5: Hex) => process::prctl;
+    157 prctl(option: i32, arg2: Hex, arg3: Hex, arg4: Hex, arg5: Hex) => prctl::prctl;
     158 arch_prctl(code: ArchPrctl, addr: GuestAddr) => process::arch_prctl;
     160 setrlimit(which: Resource, limit: GuestAddr) => system::setrlimit;
     162 sync() => descriptor::sync;
@@ -148,8 +154,8 @@ syscall_table! {
     201 time(result: GuestAddr) => time::time;
     202 futex(addr: GuestAddr, operation: i32, value: u32, timeout: GuestAddr, addr2: GuestAddr, value3: u32)
         => futex::futex;
-    203 sched_setaffinity(pid: i32, size: usize, mask: GuestAddr) => system::sched_setaffinity;
-    204 sched_getaffinity(pid: i32, size: usize, mask: GuestAddr) => system::sched_getaffinity;
+    203 sched_setaffinity(pid: i32, size: usize, mask: GuestAddr) => scheduling::sched_setaffinity;
+    204 sched_getaffinity(pid: i32, size: usize, mask: GuestAddr) => scheduling::sched_getaffinity;
     213 epoll_create(size: i32) => epoll::epoll_create;
     217 getdents64(fd: Fd, buf: GuestAddr, size: u32) => stat::getdents64;
     218 set_tid_address(addr: GuestAddr) => process::set_tid_address;
@@ -169,8 +175,13 @@ syscall_table! {
     233 epoll_ctl(epoll: Fd, operation: i32, fd: Fd, event: GuestAddr) => epoll::epoll_ctl;
     234 tgkill(tgid: i32, tid: i32, signo: Signo) => kill::tgkill;
     235 utimes(path: Path, times: GuestAddr) => path::utimes;
+    237 mbind(addr: GuestAddr, len: u64, mode: i32, nodes: GuestAddr, bits: u64, flags: u32) => numa::mbind;
+    238 set_mempolicy(mode: i32, nodes: GuestAddr, bits: u64) => numa::set_mempolicy;
+    239 get_mempolicy(mode: GuestAddr, nodes: GuestAddr, bits: u64, addr: GuestAddr, flags: u64) => numa::get_mempolicy;
     247 waitid(kind: i32, id: i32, info: GuestAddr, options: WaitOptions, usage: GuestAddr) => wait::waitid;
-    252 ioprio_get(which: i32, who: i32) => system::ioprio_get;
+    251 ioprio_set(which: i32, who: i32, priority: i32) => scheduling::ioprio_set;
+    252 ioprio_get(which: i32, who: i32) => scheduling::ioprio_get;
+    256 migrate_pages(pid: i32, bits: u64, from: GuestAddr, to: GuestAddr) => numa::migrate_pages;
     257 openat(dir: DirFd, path: Path, flags: OpenFlags, mode: Mode) => open::openat;
     258 mkdirat(dir: DirFd, path: Path, mode: Mode) => path::mkdirat;
     259 mknodat(dir: DirFd, path: Path, mode: Mode, device: u32) => path::mknodat;
@@ -194,6 +205,9 @@ syscall_table! {
     275 splice(input: Fd, from: GuestAddr, out: Fd, to: GuestAddr, len: usize, flags: u32) => read_write::splice;
     276 tee(input: Fd, out: Fd, len: usize, flags: u32) => read_write::tee;
     277 sync_file_range(fd: Fd, offset: i64, length: i64, flags: u32) => descriptor::sync_file_range;
+    279 move_pages(
+        pid: i32, count: u64, pages: GuestAddr, nodes: GuestAddr, status: GuestAddr, flags: u32,
+    ) => numa::move_pages;
     280 utimensat(dir: DirFd, path: OptionalPath, times: GuestAddr, flags: AtFlags) => path::utimensat;
     281 epoll_pwait(epoll: Fd, events: GuestAddr, most: i32, timeout: i32, mask: GuestAddr, size: usize)
         => epoll::epoll_pwait;
@@ -214,11 +228,13 @@ syscall_table! {
     302 prlimit64(pid: i32, which: Resource, new: GuestAddr, old: GuestAddr) => system::prlimit64;
     306 syncfs(fd: Fd) => descriptor::syncfs;
     309 getcpu(cpu: GuestAddr, node: GuestAddr, cache: GuestAddr) => system::getcpu;
+    314 sched_setattr(pid: i32, attr: GuestAddr, flags: u32) => scheduling::sched_setattr;
+    315 sched_getattr(pid: i32, attr: GuestAddr, size: u32, flags: u32) => scheduling::sched_getattr;
     316 renameat2(old: DirFd, from: Path, new: DirFd, to: Path, flags: u32) => path::renameat2;
     318 getrandom(buf: OutBytes, count: usize, flags: RandomFlags) => system::getrandom;
     319 memfd_create(name: Text, flags: Hex) => open::memfd_create;
     322 execveat(dir: DirFd, path: Path, argv: GuestAddr, envp: GuestAddr, flags: AtFlags) => process::execveat;
-    324 membarrier(command: i32, flags: u32, cpu: i32) => system::membarrier;
+    324 membarrier(command: i32, flags: u32, cpu: i32) => barrier::membarrier;
     325 mlock2(addr: GuestAddr, len: u64, flags: i32) => memory::mlock2;
     326 copy_file_range(input: Fd, from: GuestAddr, out: Fd, to: GuestAddr, len: usize, flags: u32)
         => read_write::copy_file_range;

@@ -181,14 +181,3 @@ pub(super) fn restart_syscall(task: &mut Task) -> SysResult {
         }
     }
 }
-
-pub(super) fn times(task: &mut Task, buf: GuestAddr) -> SysResult {
-    let mut host_times = [0; 32];
-    let ticks = host::times(&mut host_times)?;
-    let to_ticks = |ns: u64| ns / (1_000_000_000 / host::ticks_per_second().max(1));
-    let own = task.process.cpu_usage();
-    let children = task.with_node(|node| node.children_usage).unwrap_or_default();
-    let own = [own.user_ns, own.system_ns, children.user_ns, children.system_ns].map(to_ticks);
-    task.memory().write_optional(buf, &own)?;
-    Ok(ticks as i64)
-}

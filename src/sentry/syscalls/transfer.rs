@@ -168,7 +168,7 @@ fn read_through(
 }
 
 /// Writes guest memory to a file, at the file's own position or at `offset`.
-pub(super) fn write(task: &mut Task, file: &File, segments: Segments, offset: Option<i64>) -> SysResult {
+pub(super) fn write(task: &mut Task, file: &File, mut segments: Segments, offset: Option<i64>) -> SysResult {
     if offset.is_some_and(|offset| offset < 0) {
         return Err(Errno::EINVAL);
     }
@@ -181,6 +181,8 @@ pub(super) fn write(task: &mut Task, file: &File, segments: Segments, offset: Op
     if let Some(terminal) = file.terminal() {
         task.check_terminal_write(file, terminal)?;
     }
+    let allowed = task.within_file_limit(file, offset, segments.left())?;
+    segments.left = segments.left.min(allowed);
     let mut buffer = take_buffer(task, segments.left().min(CHUNK));
     let result = write_through(task, file, segments, offset, &mut buffer);
     task.buffer = buffer;
@@ -213,7 +215,7 @@ fn write_through(
             left if left <= CHUNK => left,
             left => (left - 1) % CHUNK + 1,
         };
-        let copied = segments.copy_in(&task.near_memory(), &mut buffer[..wanted]);
+        let copied = segments.copy_in(task.memory(), &mut buffer[..wanted]);
         if copied == 0 && wanted > 0 {
             return if total > 0 { Ok(total as i64) } else { Err(Errno::EFAULT) };
         }
@@ -241,10 +243,8 @@ fn write_through(
                             libc::SIGPIPE,
                             libc::SI_USER,
                             task.process.pid,
-                            0,
+                            task.credentials().user.real,
                         ));
-                    } else if errno == Errno::EFBIG && task.process.limits().limits_file_size() {
-                        let _ = task.signal_self(SigInfo::from_kernel(libc::SIGXFSZ));
                     }
                     return if total > 0 { Ok(total as i64) } else { Err(errno) };
                 }

@@ -30,19 +30,6 @@ fn wait_for(task: &mut Task, request: &WaitRequest, no_hang: bool) -> Result<Opt
     }
 }
 
-impl Usage {
-    /// `struct rusage`, the fields that are kept.
-    pub(super) fn to_rusage(self) -> [u64; 18] {
-        let micros = |ns: u64| [ns / 1_000_000_000, ns % 1_000_000_000 / 1000];
-        let mut usage = [0; 18];
-        let words = micros(self.user_ns).into_iter().chain(micros(self.system_ns)).chain([self.max_rss_kib]);
-        for (to, from) in usage.iter_mut().zip(words) {
-            *to = from;
-        }
-        usage
-    }
-}
-
 pub(super) fn wait4(
     task: &mut Task,
     pid: i32,
@@ -122,7 +109,7 @@ pub(super) fn waitid(
     }
     // The kernel stores the seven fields of a child's signal one by one and leaves the rest as it is.
     let shown = found.map_or(SigInfo([0; 128]), |found| {
-        SigInfo::from_child(libc::SIGCHLD, found.code, found.pid, found.status, Usage::default())
+        SigInfo::from_child(libc::SIGCHLD, found.code, (found.pid, found.uid), found.status, Usage::default())
     });
     if info != GuestAddr::NULL {
         let fields: &[u8] = shown.0.get(..28).unwrap_or_default();

@@ -1,10 +1,11 @@
 //! New threads and processes (kernel/fork.c).
 
 use super::{Task, TaskHandle, TaskParts};
+use crate::sentry::credentials::cap;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::hook::TaskId;
-use crate::sentry::kernel::Child;
+use crate::sentry::kernel::{Child, Tree};
 use crate::sentry::observe::Observer;
 use crate::sentry::pidfd;
 use crate::sentry::process::{Process, lock};
@@ -141,13 +142,20 @@ impl Task {
         };
         let kernel = Arc::clone(self.kernel());
         let mut tree = kernel.tree();
-        let id = tree.new_id().inspect_err(|_| self.take_back(pid_file.as_ref()))?;
+        let allowed = tree.new_id().and_then(|id| self.check_process_limit(&tree).map(|()| id));
+        let id = allowed.inspect_err(|_| self.take_back(pid_file.as_ref()))?;
         let process = match is_thread {
             true => Arc::clone(&self.process),
             false => Arc::new(self.new_process(id, request)),
         };
-        let handle =
-            Arc::new(TaskHandle::new(id, Arc::clone(&process), self.handle.mask(), self.handle.name()));
+        let handle = Arc::new(TaskHandle::new(
+            id,
+            Arc::clone(&process),
+            self.handle.mask(),
+            self.handle.name(),
+            self.handle.credentials(),
+            self.handle.attributes().for_child(),
+        ));
         if !is_thread {
             process.set_stub_pid(mm.space().pid());
             let parent = match request.has(libc::CLONE_PARENT) {
@@ -199,6 +207,19 @@ impl Task {
         Ok(i64::from(id))
     }
 
+    /// `RLIMIT_NPROC`: the tasks of the task's real user, of this guest. Root has no such limit.
+    fn check_process_limit(&self, tree: &Tree) -> Result<(), Errno> {
+        let limit = self.process.limits().soft(libc::RLIMIT_NPROC);
+        let own = self.credentials();
+        let exempt = own.user.real == 0 || own.has(cap::SYS_RESOURCE) || own.has(cap::SYS_ADMIN);
+        if limit == libc::RLIM_INFINITY || exempt {
+            return Ok(());
+        }
+        let user = own.user.real;
+        let count = tree.threads().filter(|thread| thread.credentials().user.real == user).count();
+        if count as u64 >= limit { Err(Errno::EAGAIN) } else { Ok(()) }
+    }
+
     fn new_process(&self, pid: i32, request: &CloneRequest) -> Process {
         let actions = if request.has(libc::CLONE_SIGHAND) {
             Arc::clone(self.process.shared_actions())
@@ -209,8 +230,10 @@ impl Task {
         };
         let limits = self.process.limits().clone();
         let program = self.process.program().clone();
-        let process = Process::new(Arc::clone(self.kernel()), pid, actions, limits, program);
+        let credentials = self.handle.credentials();
+        let process = Process::new(Arc::clone(self.kernel()), pid, actions, limits, program, credentials);
         process.copy_oom_score_adj(&self.process);
+        *process.attributes() = self.process.attributes().clone();
         process
     }
 

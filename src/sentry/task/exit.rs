@@ -3,7 +3,6 @@
 use super::Task;
 use crate::GuestAddr;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
-use crate::sentry::kernel::tree::Usage;
 use crate::sentry::process::lock;
 use crate::sentry::task::ExitStatus;
 use std::sync::Arc;
@@ -17,7 +16,8 @@ impl Task {
             self.context.interrupter().interrupt();
         }
         self.handle.start_clock();
-        let status = match self.run() {
+        let result = if self.act_as_guest() { self.run() } else { Ok(ExitStatus::Signaled(libc::SIGKILL)) };
+        let status = match result {
             Ok(status) => status,
             Err(error) => {
                 // The stub process is gone: nothing of the guest process can go on.
@@ -38,8 +38,8 @@ impl Task {
         let kernel = Arc::clone(self.kernel());
         lock(&kernel.counts).absorb(&self.observer.counts);
         let usage = self.process.add_thread_usage(&self.handle);
-        let max_rss_kib = self.mm.usage().max_rss_kib;
-        let usage = usage.plus(Usage { max_rss_kib, ..Usage::default() });
+        let is_last = self.process.threads().len() <= 1;
+        let usage = if is_last { usage.plus(self.mm.memory_usage()) } else { usage };
         let handle = Arc::clone(&self.handle);
         // Everything that the task holds goes before others hear of its end; the parent of a vfork goes on first.
         let Task { context, mm, files, fs, vfork_gate, .. } = self;
@@ -49,6 +49,8 @@ impl Task {
         drop(fs);
         drop(vfork_gate);
         kernel.thread_ended(&handle, status, usage);
+        // The thread may run another guest's task next, or be the embedder's.
+        kernel.act_as_supervisor();
     }
 
     /// `CLONE_CHILD_CLEARTID`: zeroes the word and wakes who waits for it (kernel/fork.c `mm_release`).

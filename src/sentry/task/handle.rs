@@ -1,6 +1,8 @@
 //! What others may touch of a task: its signal queue, its mask, and the ways to make it look.
 
 use crate::Interrupter;
+use crate::sentry::attributes::TaskAttributes;
+use crate::sentry::credentials::Credentials;
 use crate::sentry::fd_table::FdTable;
 use crate::sentry::fs_context::FsContext;
 use crate::sentry::host::{self, Attention};
@@ -41,13 +43,14 @@ pub(crate) struct TaskHandle {
     pub(crate) clock: Mutex<TaskClock>,
     /// `PR_SET_NAME`.
     name: Mutex<[u8; 16]>,
+    /// Who the task is. Only the task itself changes it.
+    credentials: Mutex<Arc<Credentials>>,
+    attributes: Mutex<TaskAttributes>,
     /// It has to end, because its process ends or another thread executes a program.
     doomed: AtomicBool,
     belongings: Mutex<Belongings>,
     /// When the thread was made, in nanoseconds since the host started.
     pub(crate) started_ns: u64,
-    /// `PR_SET_TIMERSLACK`.
-    pub(crate) timer_slack_ns: AtomicU64,
 }
 
 /// What the task shares with others, for `/proc`: only as long as the task, or another, has it.
@@ -57,9 +60,6 @@ pub(crate) struct Belongings {
     pub(crate) files: Weak<Mutex<FdTable>>,
     pub(crate) fs: Weak<Mutex<FsContext>>,
 }
-
-/// The timer slack that a thread starts with.
-pub(crate) const DEFAULT_TIMER_SLACK_NS: u64 = 50_000;
 
 /// Where a task is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +74,14 @@ pub(crate) enum Place {
 }
 
 impl TaskHandle {
-    pub(crate) fn new(tid: i32, process: Arc<Process>, mask: SignalSet, name: [u8; 16]) -> Self {
+    pub(crate) fn new(
+        tid: i32,
+        process: Arc<Process>,
+        mask: SignalSet,
+        name: [u8; 16],
+        credentials: Arc<Credentials>,
+        attributes: TaskAttributes,
+    ) -> Self {
         if tid == process.pid {
             process.remember_name(name);
         }
@@ -92,10 +99,11 @@ impl TaskHandle {
             pending: Mutex::default(),
             clock: Mutex::default(),
             name: Mutex::new(name),
+            credentials: Mutex::new(credentials),
+            attributes: Mutex::new(attributes),
             doomed: AtomicBool::new(false),
             belongings: Mutex::default(),
             started_ns: host::boot_time_ns(),
-            timer_slack_ns: AtomicU64::new(DEFAULT_TIMER_SLACK_NS),
         }
     }
 
@@ -157,6 +165,20 @@ impl TaskHandle {
 
     pub(crate) fn pending(&self) -> MutexGuard<'_, Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn credentials(&self) -> Arc<Credentials> {
+        Arc::clone(&self.credentials.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What is only recorded of the task. No other lock may be taken under it.
+    pub(crate) fn attributes(&self) -> MutexGuard<'_, TaskAttributes> {
+        self.attributes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Only for the task itself.
+    pub(crate) fn store_credentials(&self, credentials: Arc<Credentials>) {
+        *self.credentials.lock().unwrap_or_else(PoisonError::into_inner) = credentials;
     }
 
     pub(crate) fn name(&self) -> [u8; 16] {

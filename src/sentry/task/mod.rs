@@ -1,15 +1,17 @@
 //! A guest thread.
 
+mod act;
 mod clone;
 mod exit;
+mod give;
 mod handle;
-mod near;
+
 mod restart;
 mod waiting;
 
 use clone::VforkGate;
 pub(crate) use clone::{CLONE_NEWTIME, CloneRequest, NAMESPACES};
-pub(crate) use handle::{Belongings, DEFAULT_TIMER_SLACK_NS, Place, TaskHandle};
+pub(crate) use handle::{Belongings, Place, TaskHandle};
 pub(crate) use restart::Restart;
 pub(crate) use waiting::Parked;
 
@@ -180,7 +182,10 @@ impl Task {
 
     /// The descriptor table.
     pub(crate) fn files(&self) -> MutexGuard<'_, FdTable> {
-        lock(&self.files)
+        let mut files = lock(&self.files);
+        // Processes that share a table have limits of their own.
+        files.set_limit(self.process.current_limits().descriptors());
+        files
     }
 
     /// `unshare(CLONE_FILES)`: goes on with a copy of the descriptor table.

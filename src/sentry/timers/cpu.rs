@@ -28,7 +28,7 @@ impl Share {
 fn never_back(shown: &mut Usage, now: Usage) -> Usage {
     shown.user_ns = shown.user_ns.max(now.user_ns);
     shown.system_ns = shown.system_ns.max(now.system_ns);
-    Usage { max_rss_kib: now.max_rss_kib, ..*shown }
+    *shown
 }
 
 /// What is known of the time of a process.
@@ -54,7 +54,7 @@ impl ProcessClock {
 
     fn look(&mut self, threads: &[Arc<TaskHandle>]) -> Usage {
         let system_ns = threads.iter().map(|thread| thread.serving_ns()).sum();
-        let running = Usage { user_ns: self.stub_ns(), system_ns, max_rss_kib: 0 };
+        let running = Usage { user_ns: self.stub_ns(), system_ns, ..Usage::default() };
         let now = self.used.plus(running);
         never_back(&mut self.shown, now)
     }
@@ -181,7 +181,7 @@ impl TaskHandle {
         let system_ns = self.serving_ns();
         let mut clock = lock(&self.clock);
         let user_ns = clock.earlier_ns + self.stub_ns(&clock, stub_pid);
-        never_back(&mut clock.shown, Usage { user_ns, system_ns, max_rss_kib: 0 })
+        never_back(&mut clock.shown, Usage { user_ns, system_ns, ..Usage::default() })
     }
 }
 
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_clock_put_together_does_not_go_back() {
-        let usage = |user_ns, system_ns| Usage { user_ns, system_ns, max_rss_kib: 0 };
+        let usage = |user_ns, system_ns| Usage { user_ns, system_ns, ..Usage::default() };
         let mut shown = usage(10, 20);
         assert_eq!(never_back(&mut shown, usage(9, 25)), usage(10, 25));
         assert_eq!(Share::User.of(usage(3, 4)), 3);

@@ -13,7 +13,6 @@ use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemory;
 use crate::sentry::kernel::tree::Usage;
 use crate::sentry::task::Task;
-use std::sync::atomic::Ordering;
 
 impl Task {
     /// The text of a file; `ESRCH` if its process is gone.
@@ -58,8 +57,7 @@ impl Task {
             Text::Status => status::text(subject),
             Text::Syscall => b"running\n".to_vec(),
             Text::TimerSlack => {
-                let slack =
-                    subject.thread.as_ref().map_or(0, |thread| thread.timer_slack_ns.load(Ordering::Relaxed));
+                let slack = subject.thread.as_ref().map_or(0, |thread| thread.attributes().timer_slack_ns);
                 line(slack.to_string())
             }
             Text::WaitChannel => b"0".to_vec(),
@@ -86,8 +84,9 @@ impl Task {
             Text::OomAdj => oom::set_legacy(&subject.process, number()?)?,
             Text::TimerSlack => {
                 let slack = u64::try_from(number()?).map_err(|_| Errno::EINVAL)?;
-                let slack = if slack == 0 { crate::sentry::task::DEFAULT_TIMER_SLACK_NS } else { slack };
-                subject.thread.ok_or(Errno::ESRCH)?.timer_slack_ns.store(slack, Ordering::Relaxed);
+                let thread = subject.thread.ok_or(Errno::ESRCH)?;
+                let mut attributes = thread.attributes();
+                attributes.timer_slack_ns = if slack == 0 { attributes.default_slack_ns } else { slack };
             }
             // The supervisor writes no core dumps: the filter is what it is.
             _ => return Err(Errno::EINVAL),

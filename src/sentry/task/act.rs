@@ -1,0 +1,118 @@
+//! The supervisor's thread acts as the task that it runs.
+
+use super::{ExitStatus, Task};
+use crate::sentry::credentials::Credentials;
+use crate::sentry::errno::Errno;
+use crate::sentry::host::{self, AssumeError};
+use crate::sentry::kernel::Kernel;
+use std::sync::Arc;
+
+impl Kernel {
+    /// The calling thread is the supervisor's again. What cannot be undone now is when the thread's next task starts.
+    pub(super) fn act_as_supervisor(&self) {
+        let own = self.supervisor.identity();
+        let _ = host::assume_at_start(&own, &own);
+    }
+}
+
+impl Task {
+    /// Who the task is.
+    pub(crate) fn credentials(&self) -> Arc<Credentials> {
+        self.handle.credentials()
+    }
+
+    /// The calling thread begins to run the task. If it cannot be the task the process ends: nothing of it may happen
+    /// as somebody else.
+    pub(super) fn act_as_guest(&mut self) -> bool {
+        let supervisor = self.kernel().supervisor.identity();
+        let done = host::assume_at_start(&self.credentials().identity(), &supervisor).is_ok();
+        if !done {
+            self.process.end(ExitStatus::Signaled(libc::SIGKILL));
+        }
+        done
+    }
+
+    /// Changes who the task is: both for the sentry and, as far as file calls go, for the host. `EPERM` if the host
+    /// does not let the supervisor act as that.
+    pub(crate) fn change_credentials(&mut self, new: Credentials) -> Result<(), Errno> {
+        let old = self.credentials();
+        if *old == new {
+            return Ok(());
+        }
+        match host::assume(&new.identity()) {
+            Ok(()) => {}
+            Err(AssumeError::Refused) => return Err(Errno::EPERM),
+            Err(AssumeError::Stranded) => {
+                self.process.end(ExitStatus::Signaled(libc::SIGKILL));
+                return Err(Errno::EPERM);
+            }
+        }
+        self.record_credentials(&old, new);
+        Ok(())
+    }
+
+    fn record_credentials(&mut self, old: &Credentials, new: Credentials) {
+        let effective = |of: &Credentials| (of.user.effective, of.user.fs, of.group.effective, of.group.fs);
+        let gains = new.caps.permitted & !old.caps.permitted != 0;
+        if effective(old) != effective(&new) || gains {
+            // `commit_creds`: who made the process may not be told things of somebody else.
+            if let Some(node) = self.kernel().tree().node_mut(self.process.pid) {
+                node.death_signal = 0;
+            }
+        }
+        let new = Arc::new(new);
+        self.handle.store_credentials(Arc::clone(&new));
+        if self.tid() == self.process.pid {
+            self.process.store_credentials(new);
+        }
+        self.publish_answers();
+    }
+
+    /// What the task will be when it has executed a program, and whether the program has to be careful.
+    pub(crate) fn credentials_after_exec(&self) -> (Credentials, bool) {
+        self.credentials().after_exec(self.kernel().supervisor.caps.permitted)
+    }
+
+    /// The same, without a way back: the process ends if it cannot be.
+    pub(crate) fn take_credentials(&mut self, new: Credentials) {
+        if self.change_credentials(new).is_err() {
+            self.process.end(ExitStatus::Signaled(libc::SIGKILL));
+        }
+        // The task may have become the first of its process.
+        self.process.store_credentials(self.credentials());
+    }
+
+    /// Does something as the supervisor that the task has a right to whoever it has become: opening once more what it
+    /// holds open.
+    pub(crate) fn as_supervisor<T>(&self, call: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+        let (acting, supervisor) = (self.credentials().identity(), self.kernel().supervisor.identity());
+        if acting == supervisor {
+            return call();
+        }
+        host::assume(&supervisor).map_err(|_| Errno::EPERM)?;
+        let result = call();
+        if host::assume(&acting).is_err() {
+            self.process.end(ExitStatus::Signaled(libc::SIGKILL));
+        }
+        result
+    }
+
+    /// Makes a host call as access(2) wants it: by the real ids. The call is told whether to say `AT_EACCESS`.
+    pub(crate) fn by_real_ids<T>(&self, call: impl FnOnce(bool) -> Result<T, Errno>) -> Result<T, Errno> {
+        let own = self.credentials();
+        let by_host = Arc::ptr_eq(&own, &self.kernel().supervisor) || *own == *self.kernel().supervisor;
+        if by_host {
+            return call(false);
+        }
+        let (acting, real) = (own.identity(), own.identity_for_access());
+        if acting == real {
+            return call(true);
+        }
+        host::assume(&real).map_err(|_| Errno::EACCES)?;
+        let result = call(true);
+        if host::assume(&acting).is_err() {
+            self.process.end(ExitStatus::Signaled(libc::SIGKILL));
+        }
+        result
+    }
+}
