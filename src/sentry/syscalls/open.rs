@@ -1,7 +1,7 @@
 //! Making descriptors from paths or from nothing.
 
 use super::SysResult;
-use super::args::{DirFd, Fd, Hex, Mode, OpenFlags, OutFdPair, Path};
+use super::args::{DirFd, Fd, Hex, Mode, OpenFlags, OutFdPair, Path, Text};
 use super::locate::Located;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
@@ -168,7 +168,7 @@ pub(super) fn eventfd2(task: &mut Task, initial: u32, flags: i32) -> SysResult {
     task.install(host, flags & libc::EFD_CLOEXEC != 0)
 }
 
-pub(super) fn memfd_create(task: &mut Task, name: Path, flags: Hex) -> SysResult {
+pub(super) fn memfd_create(task: &mut Task, name: Text, flags: Hex) -> SysResult {
     let flags = flags.0 as u32;
     let host = host::memfd_create(&name.0, flags | libc::MFD_CLOEXEC)?;
     task.install(host, flags & libc::MFD_CLOEXEC != 0)

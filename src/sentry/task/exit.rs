@@ -4,7 +4,6 @@ use super::Task;
 use crate::GuestAddr;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::process::lock;
-use crate::sentry::signals::signal_name;
 use crate::sentry::task::ExitStatus;
 use std::sync::Arc;
 
@@ -12,6 +11,10 @@ impl Task {
     /// Runs the task in the calling thread until it has ended, and clears up after it.
     pub(crate) fn run_to_end(mut self) {
         self.handle.attach(self.context.interrupter());
+        if self.handle.attention.is_raised() {
+            // Whoever wanted the task before it was attached found nothing to interrupt.
+            self.context.interrupter().interrupt();
+        }
         self.handle.start_clock();
         let result = if self.act_as_guest() { self.run() } else { Ok(ExitStatus::Signaled(libc::SIGKILL)) };
         let status = match result {
@@ -28,12 +31,7 @@ impl Task {
     }
 
     fn finish(mut self, status: ExitStatus) {
-        if let Some(tracer) = &mut self.observer.tracer {
-            tracer.note(&match status {
-                ExitStatus::Exited(status) => format!("+++ exited with {status} +++"),
-                ExitStatus::Signaled(signo) => format!("+++ killed by {} +++", signal_name(signo)),
-            });
-        }
+        self.tell_of_end(status);
         self.release_robust_mutexes();
         self.clear_tid();
         self.context.count_answers();
