@@ -2,6 +2,7 @@
 
 use super::abi::PATH_MAX;
 use super::errno::Errno;
+use super::file::StatView;
 use super::guest_memory::GuestMemoryExt as _;
 use super::host;
 use super::loader::{Image, LoadError, Program};
@@ -102,7 +103,7 @@ impl Task {
         let found = if by_descriptor {
             Found::Behind(Anchor::File(self.file(dirfd)?), CString::default())
         } else {
-            self.find(dirfd, &path.0, true)?
+            self.find(dirfd, &path.0, flags & libc::AT_SYMLINK_NOFOLLOW == 0)?
         };
         // Held until the program is open.
         let (name, dirfd, _held) = match found.host_path(self)? {
@@ -110,6 +111,13 @@ impl Task {
             None => (path.0.clone(), dirfd, None),
         };
         let directory = self.directory(dirfd)?;
+        if flags & libc::AT_SYMLINK_NOFOLLOW != 0 {
+            let mut stat = [0; 144];
+            host::newfstatat(directory.as_fd(), &name, &mut stat, libc::AT_SYMLINK_NOFOLLOW)?;
+            if StatView(&stat).mode() & libc::S_IFMT == libc::S_IFLNK {
+                return Err(Errno::ELOOP);
+            }
+        }
         let (argv, envp) = (self.read_strings(argv)?, self.read_strings(envp)?);
         let mut program =
             Program::open(directory.as_fd(), &name, argv, envp).map_err(|error| error.errno())?;
