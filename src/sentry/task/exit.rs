@@ -1,10 +1,10 @@
 //! The end of a task, and the thread of the supervisor that runs it.
 
 use super::Task;
-use crate::GuestAddr;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::process::lock;
 use crate::sentry::task::ExitStatus;
+use crate::{GuestAddr, SwitchError};
 use std::sync::Arc;
 
 impl Task {
@@ -19,6 +19,12 @@ impl Task {
         let result = if self.act_as_guest() { self.run() } else { Ok(ExitStatus::Signaled(libc::SIGKILL)) };
         let status = match result {
             Ok(status) => status,
+            // What the host cannot load, it answers with SIGSEGV when a program tries.
+            Err(SwitchError::BadState { .. }) => {
+                let status = ExitStatus::Signaled(libc::SIGSEGV);
+                self.process.end(status);
+                status
+            }
             Err(error) => {
                 // The stub process is gone: nothing of the guest process can go on.
                 self.kernel().report_failure(self.process.pid, error);
