@@ -66,4 +66,15 @@ stressors! {
     pipes: "pipe";
     polls: "poll";
     context_switches: "switch";
+    stream_sockets: "sock", "--patching=off";
+    datagrams: "udp";
+    socket_pairs: "sockpair";
+    event_polls: "epoll";
+    event_counters: "eventfd";
+    file_watches: "inotify";
+    passed_descriptors: "sockfd";
+    semaphores: "sem-sysv";
+    shared_segments: "shm-sysv";
+    message_queues: "msg";
+    posix_queues: "mq";
 }

@@ -3,7 +3,9 @@
 use super::errno::Errno;
 use super::file::File;
 use super::host;
+use super::limits::first_reserved_descriptor;
 use super::record_locks::{OwnedLocks, RecordLocks};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 
 #[derive(Debug, Clone)]
@@ -92,11 +94,16 @@ impl FdTable {
         let index = (start..self.slots.len())
             .find(|&index| self.slots[index].is_none())
             .unwrap_or(start.max(self.slots.len()));
-        if index >= self.limit {
+        if index >= self.limit || file.as_fd().as_raw_fd() >= first_reserved_descriptor() {
             return Err(Errno::EMFILE);
         }
         self.place(index, Slot { file, cloexec });
         i32::try_from(index).map_err(|_| Errno::EMFILE)
+    }
+
+    /// Whether one more descriptor would get a number.
+    pub(crate) fn has_room(&self) -> bool {
+        self.first_free < self.limit
     }
 
     /// Gives the file the lowest free number.

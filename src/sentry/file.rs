@@ -1,13 +1,16 @@
 //! An open file of a guest (Linux's `struct file`): what descriptors refer to.
 
+use super::errno::Errno;
 use super::host;
 use super::kernel::Tree;
 use super::pidfd::PidFile;
 use super::procfs::ProcFile;
 use super::signalfd::SignalFile;
+use super::socket::Socket;
 use super::syscalls::Epoll;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The type of a file, as far as reads, writes and waits treat types differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,8 +21,17 @@ pub(crate) enum FileType {
     Directory,
     /// A device that is always ready (`/dev/null`, `/dev/zero`, `/dev/urandom`).
     ReadyDevice,
-    /// A pipe, terminal, socket, eventfd and the like: may block, may be short.
+    /// A pipe, terminal, eventfd and the like: may block, may be short.
     Stream,
+    /// A socket.
+    Socket,
+}
+
+impl FileType {
+    /// Whether a transfer may wait for somebody.
+    pub(crate) fn may_wait(self) -> bool {
+        matches!(self, FileType::Stream | FileType::Socket)
+    }
 }
 
 /// What is known of an open file that is a terminal.
@@ -53,11 +65,44 @@ pub(crate) struct File {
     proc: Option<Box<ProcFile>>,
     terminal: OnceLock<Terminal>,
     kind: Kind,
+    socket: OnceLock<Socket>,
+    /// The host cannot read or write it without waiting (`RWF_NOWAIT`): it has to be polled.
+    needs_poll: AtomicBool,
 }
 
 impl File {
     pub(crate) fn new(host: OwnedFd) -> Self {
-        Self { host, file_type: OnceLock::new(), terminal: OnceLock::new(), proc: None, kind: Kind::Host }
+        Self {
+            host,
+            file_type: OnceLock::new(),
+            terminal: OnceLock::new(),
+            proc: None,
+            kind: Kind::Host,
+            socket: OnceLock::new(),
+            needs_poll: AtomicBool::new(false),
+        }
+    }
+
+    /// A socket of which all is known.
+    pub(crate) fn socket(host: OwnedFd, socket: Socket) -> Self {
+        let (file_type, socket) = (OnceLock::from(FileType::Socket), OnceLock::from(socket));
+        Self { file_type, socket, ..Self::new(host) }
+    }
+
+    /// What is known of a socket; `ENOTSOCK` for other files.
+    pub(crate) fn as_socket(&self) -> Result<&Socket, Errno> {
+        if self.file_type() != FileType::Socket {
+            return Err(Errno::ENOTSOCK);
+        }
+        Ok(self.socket.get_or_init(|| Socket::of_host(self.host.as_fd())))
+    }
+
+    pub(crate) fn needs_poll(&self) -> bool {
+        self.needs_poll.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_needs_poll(&self) {
+        self.needs_poll.store(true, Ordering::Relaxed);
     }
 
     /// A file of the guest's `/proc`.
@@ -122,6 +167,7 @@ impl File {
             match stat.mode() & libc::S_IFMT {
                 libc::S_IFREG | libc::S_IFBLK => FileType::Regular,
                 libc::S_IFDIR => FileType::Directory,
+                libc::S_IFSOCK => FileType::Socket,
                 // Major 1 holds the memory devices; kmsg (11) is the one among them that blocks.
                 libc::S_IFCHR if libc::major(stat.rdev()) == 1 && libc::minor(stat.rdev()) != 11 => {
                     FileType::ReadyDevice

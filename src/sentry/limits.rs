@@ -100,6 +100,21 @@ impl CurrentLimits {
     }
 }
 
+/// Host descriptors from this number on are the supervisor's own: without any it could not even make a process for a
+/// guest that has used up its share. The host gives out the lowest number that is free.
+pub(crate) fn first_reserved_descriptor() -> i32 {
+    const RESERVE: u64 = 256;
+    static FIRST: std::sync::OnceLock<i32> = std::sync::OnceLock::new();
+    *FIRST.get_or_init(|| {
+        let mut bytes = [0; 16];
+        let limit: Rlimit = match host::prlimit64(0, libc::RLIMIT_NOFILE, None, Some(&mut bytes)) {
+            Ok(_) => zerocopy::transmute!(bytes),
+            Err(_) => return i32::MAX,
+        };
+        i32::try_from(limit.soft - RESERVE.min(limit.soft / 8)).unwrap_or(i32::MAX)
+    })
+}
+
 /// Raises the supervisor's own soft limits where a guest may raise its own: guest descriptors come on top of the
 /// supervisor's, and the size of files is limited by the sentry.
 pub(crate) fn raise_host_limits() {

@@ -1,6 +1,8 @@
 //! The list of host calls.
 
-use super::{Argument, Attention, EPOLL_EVENT, Errno, Events, Words, owned, raw};
+use super::{
+    AddressBuffer, Argument, Attention, EPOLL_EVENT, Errno, Events, OptionBuffer, Words, owned, raw,
+};
 use std::ffi::CStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -120,16 +122,46 @@ host_calls! {
     sched_yield() = SYS_sched_yield;
     getpriority(which: i32, who: i32) = SYS_getpriority;
     getcpu(cpu: &mut [u32; 1], node: &mut [u32; 1]) = SYS_getcpu;
+    geteuid() = SYS_geteuid;
+    getegid() = SYS_getegid;
     umask(mask: u32) = SYS_umask;
+    fchdir(dir: Fd<'_>) = SYS_fchdir;
     unshare(flags: i32) = SYS_unshare;
     epoll_ctl(epoll: Fd<'_>, operation: i32, fd: Fd<'_>, event: &mut [u8; EPOLL_EVENT]) = SYS_epoll_ctl;
     epoll_pwait2(epoll: Fd<'_>, events: Events<'_>, timeout: Option<&[u8; 16]>, mask: usize) = SYS_epoll_pwait2;
     poll_now(fds: &mut [libc::pollfd], timeout_ms: i32) = SYS_poll;
+
+    // Sockets. A `sockaddr` passes as bytes; the values of options are such as hold no addresses.
+    bind(fd: Fd<'_>, address: &[u8]) = SYS_bind;
+    listen(fd: Fd<'_>, backlog: i32) = SYS_listen;
+    shutdown(fd: Fd<'_>, how: i32) = SYS_shutdown;
+    getsockname(fd: Fd<'_>, address: &mut AddressBuffer) = SYS_getsockname;
+    getpeername(fd: Fd<'_>, address: &mut AddressBuffer) = SYS_getpeername;
+    getsockopt(fd: Fd<'_>, level: i32, name: i32, value: &mut OptionBuffer) = SYS_getsockopt;
+    setsockopt(fd: Fd<'_>, level: i32, name: i32, value: &[u8]) = SYS_setsockopt;
+    sendto(fd: Fd<'_>, data: &[u8], flags: i32, address: Option<&[u8]>) = SYS_sendto;
+    recvfrom(fd: Fd<'_>, data: &mut [u8], flags: i32, address: Option<&mut AddressBuffer>) = SYS_recvfrom;
+
+    // Message queues.
+    mq_unlink(name: &CStr) = SYS_mq_unlink;
+    mq_getsetattr(fd: Fd<'_>, new: Option<&[u8; 64]>, old: Option<&mut [u8; 64]>) = SYS_mq_getsetattr;
+
+    // Watches of files.
+    inotify_add_watch(fd: Fd<'_>, path: &CStr, mask: u32) = SYS_inotify_add_watch;
+    inotify_rm_watch(fd: Fd<'_>, watch: i32) = SYS_inotify_rm_watch;
 }
 
 waiting_calls! {
     wait_read(fd: Fd<'_>, buf: &mut [u8]) = SYS_read;
     wait_write(fd: Fd<'_>, buf: &[u8]) = SYS_write;
+    wait_sendto(fd: Fd<'_>, data: &[u8], flags: i32, address: Option<&[u8]>) = SYS_sendto;
+    wait_recvfrom(fd: Fd<'_>, data: &mut [u8], flags: i32, address: Option<&mut AddressBuffer>) = SYS_recvfrom;
+    wait_connect(fd: Fd<'_>, address: &[u8]) = SYS_connect;
+    wait_mq_timedsend(fd: Fd<'_>, message: &[u8], priority: u32, timeout: Option<&[u8; 16]>) = SYS_mq_timedsend;
+    wait_mq_timedreceive(
+        fd: Fd<'_>, message: &mut [u8], priority: &mut [u32; 1], timeout: Option<&[u8; 16]>,
+    ) = SYS_mq_timedreceive;
+    wait_accept4_number(fd: Fd<'_>, address: Option<&mut AddressBuffer>, flags: i32) = SYS_accept4;
     wait_ppoll(fds: &mut [libc::pollfd], timeout: Option<&mut [u8; 16]>, mask: usize) = SYS_ppoll;
     wait_epoll(epoll: Fd<'_>, events: Events<'_>, timeout: Option<&[u8; 16]>, mask: usize) = SYS_epoll_pwait2;
     wait_nanosleep(clock: i32, flags: i32, request: &[u8; 16], remaining: Option<&mut [u8; 16]>) = SYS_clock_nanosleep;
@@ -205,6 +237,9 @@ opening_calls! {
     eventfd2(initial: u32, flags: i32) = SYS_eventfd2;
     epoll_create1(flags: i32) = SYS_epoll_create1;
     memfd_create(name: &CStr, flags: u32) = SYS_memfd_create;
+    socket(domain: i32, kind: i32, protocol: i32) = SYS_socket;
+    mq_open(name: &CStr, flags: i32, mode: u32, attributes: Option<&[u8; 64]>) = SYS_mq_open;
+    inotify_init1(flags: i32) = SYS_inotify_init1;
     timerfd_create(clock: i32, flags: i32) = SYS_timerfd_create;
 }
 
@@ -217,6 +252,16 @@ pub(crate) fn wait_open(
     mode: u32,
 ) -> Result<OwnedFd, Errno> {
     wait_openat(attention, dir, path, flags, mode).map(owned)
+}
+
+/// `accept4`, interruptible through `attention`.
+pub(crate) fn wait_accept4(
+    attention: &Attention,
+    fd: Fd<'_>,
+    address: Option<&mut AddressBuffer>,
+    flags: i32,
+) -> Result<OwnedFd, Errno> {
+    wait_accept4_number(attention, fd, address, flags).map(owned)
 }
 
 /// `pipe2`, both ends owned.

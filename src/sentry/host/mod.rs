@@ -16,7 +16,9 @@ mod calls;
 mod identity;
 mod interruptible;
 mod keeper;
+mod nowait;
 mod process;
+mod sockets;
 mod terminal;
 mod words;
 
@@ -24,7 +26,9 @@ pub(crate) use calls::*;
 pub(crate) use identity::*;
 pub(crate) use interruptible::{Attention, install_kick_handler, kick};
 pub(crate) use keeper::SessionKeeper;
+pub(crate) use nowait::{read_now, write_now};
 pub(crate) use process::*;
+pub(crate) use sockets::*;
 pub(crate) use terminal::*;
 pub(crate) use words::{wait_word, wake_word};
 

@@ -24,6 +24,7 @@ impl Kernel {
         }
         let last = tree.remove_thread(thread);
         if last {
+            self.ipc.process_ended(process.pid);
             let by_leader = tree.node(process.pid).and_then(|node| node.leader_status);
             let status = process.ending().or(by_leader).unwrap_or(status);
             tree.process_ended(self, &process, status, usage);

@@ -20,9 +20,12 @@ use super::credentials::Credentials;
 use super::futex::FutexTable;
 use super::hook::GuestHooks;
 use super::observe::Counts;
+use super::passed_files::PassedFiles;
 use super::process::lock;
 use super::record_locks::RecordLocks;
 use super::signalfd::SignalFiles;
+use super::socket::UnixSockets;
+use super::syscalls::Ipc;
 use super::task::ExitStatus;
 use super::timers::Timers;
 use crate::{SwitchError, Systrap, Vdso};
@@ -41,6 +44,9 @@ pub(crate) struct Kernel {
     tree: Mutex<Tree>,
     pub(crate) workers: Workers,
     pub(crate) futexes: FutexTable,
+    pub(crate) ipc: Ipc,
+    pub(crate) unix_sockets: UnixSockets,
+    pub(crate) passed_files: PassedFiles,
     pub(crate) timers: Timers,
     pub(crate) signal_files: SignalFiles,
     /// Held while a terminal becomes a session's or is being given up.
@@ -75,6 +81,9 @@ impl Kernel {
             tree: Mutex::new(Tree::new(first_pid)),
             workers: Workers::default(),
             futexes: FutexTable::default(),
+            ipc: Ipc::default(),
+            unix_sockets: UnixSockets::default(),
+            passed_files: PassedFiles::default(),
             timers: Timers::default(),
             signal_files: SignalFiles::default(),
             keeper_gate: Mutex::default(),

@@ -1,5 +1,6 @@
 //! A guest's memory map: what is mapped where, and the calls that change it.
 
+mod attachments;
 mod calls;
 mod fork_advice;
 mod hands;

@@ -73,8 +73,9 @@ pub(super) fn fcntl(task: &mut Task, fd: Fd, command: FcntlCommand, arg: Hex) ->
             let other = i32::try_from(number).map_err(|_| Errno::EBADF)?;
             Ok(i64::from(Arc::ptr_eq(&file, &task.file(other)?)))
         }
-        // Whom SIGIO is for is a matter of the host's processes: nobody asks for it here, and nobody can.
-        libc::F_GETOWN | F_GETSIG => Ok(0),
+        // Whom SIGIO is for is a matter of the host's processes: nobody is sent it here. Programs that ask for it beside
+        // waiting by other means (nginx) go on.
+        libc::F_GETOWN | libc::F_SETOWN | F_GETSIG => Ok(0),
         F_GETOWN_EX => {
             const F_OWNER_PID: i32 = 1;
             task.memory().write_object(GuestAddr::new(number), &[F_OWNER_PID, 0]).map(|()| 0)

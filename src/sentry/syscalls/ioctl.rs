@@ -5,6 +5,8 @@ use super::args::{Fd, Hex, IoctlRequest};
 use super::terminal;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
+use crate::sentry::file::File;
+use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::task::Task;
 use std::os::fd::AsFd as _;
@@ -18,6 +20,10 @@ enum Argument {
     In(usize),
     /// A structure of so many bytes that the host writes.
     Out(usize),
+    /// A structure of so many bytes that the host reads and writes.
+    InOut(usize),
+    /// A list of network interfaces (`struct ifconf`), which holds an address.
+    Interfaces,
     /// Close-on-exec, which the descriptor table has.
     CloseOnExec(bool),
 }
@@ -27,6 +33,10 @@ const TERMIOS: usize = 36; // the kernel's, not the C library's
 const TERMIOS2: usize = 44;
 const WINSIZE: usize = 8;
 const INT: usize = 4;
+const IFREQ: usize = 40;
+const SIOCATMARK: u32 = 0x8905;
+const SIOCGSTAMP: u32 = 0x8906;
+const SIOCGSTAMPNS: u32 = 0x8907;
 const TCGETS2: u32 = 0x802c_542a;
 pub(super) const TCSETS2: u32 = 0x402c_542b;
 pub(super) const TCSETSW2: u32 = 0x402c_542c;
@@ -46,7 +56,7 @@ const KDGKBTYPE: u32 = 0x4b33;
 const KDGKBMODE: u32 = 0x4b44;
 
 fn argument(request: u32) -> Option<Argument> {
-    use Argument::{CloseOnExec, In, Number, Out};
+    use Argument::{CloseOnExec, In, InOut, Interfaces, Number, Out};
     const _: () = assert!(size_of::<libc::winsize>() == WINSIZE, "TIOCGWINSZ");
     let request_wide = libc::Ioctl::from(request);
     Some(match request_wide {
@@ -70,7 +80,22 @@ fn argument(request: u32) -> Option<Argument> {
         | libc::TIOCNXCL => Number,
         libc::FIOCLEX => CloseOnExec(true),
         libc::FIONCLEX => CloseOnExec(false),
+        libc::SIOCGIFNAME
+        | libc::SIOCGIFINDEX
+        | libc::SIOCGIFFLAGS
+        | libc::SIOCGIFADDR
+        | libc::SIOCGIFDSTADDR
+        | libc::SIOCGIFBRDADDR
+        | libc::SIOCGIFNETMASK
+        | libc::SIOCGIFMETRIC
+        | libc::SIOCGIFMTU
+        | libc::SIOCGIFHWADDR
+        | libc::SIOCGIFMAP
+        | libc::SIOCGIFTXQLEN => InOut(IFREQ),
+        libc::SIOCGIFCONF => Interfaces,
         _ => match request {
+            SIOCATMARK => Out(INT),
+            SIOCGSTAMP | SIOCGSTAMPNS => Out(16),
             TCGETS2 => Out(TERMIOS2),
             TIOCGDEV | TIOCGPTLCK | TIOCGPKT => Out(INT),
             TIOCSIG => Number,
@@ -113,6 +138,13 @@ pub(super) fn ioctl(task: &mut Task, fd: Fd, request: IoctlRequest, arg: Hex) ->
                 None => host::ioctl_bytes(file.as_fd(), request.0, &mut bytes)?,
             }
         }
+        Argument::InOut(len) => {
+            task.memory().read(addr, &mut bytes[..len])?;
+            let result = host::ioctl_bytes(file.as_fd(), request.0, &mut bytes)?;
+            task.memory().write(addr, &bytes[..len])?;
+            result
+        }
+        Argument::Interfaces => interfaces(task, &file, addr)?,
         Argument::Out(len) => {
             let result = host::ioctl_bytes(file.as_fd(), request.0, &mut bytes)?;
             task.give(addr, &bytes[..len])?;
@@ -120,6 +152,25 @@ pub(super) fn ioctl(task: &mut Task, fd: Fd, request: IoctlRequest, arg: Hex) ->
         }
     };
     Ok(result as i64)
+}
+
+/// `SIOCGIFCONF`: a length and where the list goes; without an address only the length is wanted.
+fn interfaces(task: &Task, file: &File, addr: GuestAddr) -> Result<usize, Errno> {
+    let [len, list]: [u64; 2] = task.memory().read_object(addr)?;
+    let len = len as u32 as i32; // the rest is padding
+    let room = usize::try_from(len).map_err(|_| Errno::EINVAL)?;
+    let list = GuestAddr::new(list);
+    let (needed, entries) = host::interfaces(file.as_fd())?;
+    let filled = match list {
+        GuestAddr::NULL => needed,
+        _ => {
+            let filled = (room.min(entries.len()) / IFREQ) * IFREQ;
+            task.memory().write(list, entries.get(..filled).unwrap_or_default())?;
+            filled
+        }
+    };
+    task.memory().write_object(addr, &(filled as i32))?;
+    Ok(0)
 }
 
 #[cfg(test)]

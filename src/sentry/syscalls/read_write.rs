@@ -5,7 +5,7 @@ use super::args::{Fd, InBytes, InIovecs, OutBytes, OutIovecs, Whence};
 use super::transfer::{self, Segments};
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
-use crate::sentry::file::{File, FileType};
+use crate::sentry::file::File;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::task::Task;
@@ -109,7 +109,7 @@ fn read_offset(task: &Task, addr: GuestAddr) -> Result<Option<[u8; 8]>, Errno> {
 
 /// Both files are such that copying between them does not wait.
 fn never_waits(files: [&File; 2]) -> bool {
-    files.iter().all(|file| file.file_type() != FileType::Stream)
+    files.iter().all(|file| !file.file_type().may_wait())
 }
 
 /// Makes a copying call, waiting if one of the files is a stream, and writes the offsets back.

@@ -2,9 +2,9 @@
 
 use super::args::*;
 use super::{
-    barrier, clone, credentials, descriptor, epoll, futex, identity, ioctl, kill, memory, numa, open, path,
-    pidfd, poll, prctl, process, read_write, scheduling, signal, signalfd, stat, syscall_table, system,
-    terminal, time, timer, usage, wait, xattr,
+    barrier, clone, credentials, descriptor, epoll, futex, identity, inotify, ioctl, ipc, kill, memory,
+    mqueue, numa, open, path, pidfd, poll, prctl, process, read_write, scheduling, signal, signalfd, socket,
+    stat, syscall_table, system, terminal, time, timer, usage, wait, xattr,
 };
 use crate::GuestAddr;
 
@@ -38,6 +38,9 @@ syscall_table! {
     26 msync(addr: GuestAddr, len: u64, flags: SyncFlags) => memory::msync;
     27 mincore(addr: GuestAddr, len: u64, residency: GuestAddr) => memory::mincore;
     28 madvise(addr: GuestAddr, len: u64, advice: MemoryAdvice) => memory::madvise;
+    29 shmget(key: i32, size: u64, flags: i32) => ipc::shmget;
+    30 shmat(id: i32, addr: GuestAddr, flags: i32) => ipc::shmat;
+    31 shmctl(id: i32, command: i32, buf: GuestAddr) => ipc::shmctl;
     32 dup(fd: Fd) => descriptor::dup;
     33 dup2(old: Fd, new: Fd) => descriptor::dup2;
     34 pause() => signal::pause;
@@ -48,6 +51,22 @@ syscall_table! {
     39 getpid() => identity::getpid;
     40 sendfile(out: Fd, input: Fd, offset: GuestAddr, count: usize) => read_write::sendfile;
     59 execve(path: Path, argv: GuestAddr, envp: GuestAddr) => process::execve;
+    41 socket(domain: i32, kind: i32, protocol: i32) => socket::socket;
+    42 connect(fd: Fd, addr: GuestAddr, len: i32) => socket::connect;
+    43 accept(fd: Fd, addr: GuestAddr, len: GuestAddr) => socket::accept;
+    44 sendto(fd: Fd, buf: InBytes, len: usize, flags: i32, addr: GuestAddr, addr_len: i32) => socket::sendto;
+    45 recvfrom(fd: Fd, buf: OutBytes, len: usize, flags: i32, addr: GuestAddr, addr_len: GuestAddr)
+        => socket::recvfrom;
+    46 sendmsg(fd: Fd, message: GuestAddr, flags: i32) => socket::sendmsg;
+    47 recvmsg(fd: Fd, message: GuestAddr, flags: i32) => socket::recvmsg;
+    48 shutdown(fd: Fd, how: i32) => socket::shutdown;
+    49 bind(fd: Fd, addr: GuestAddr, len: i32) => socket::bind;
+    50 listen(fd: Fd, backlog: i32) => socket::listen;
+    51 getsockname(fd: Fd, addr: GuestAddr, len: GuestAddr) => socket::getsockname;
+    52 getpeername(fd: Fd, addr: GuestAddr, len: GuestAddr) => socket::getpeername;
+    53 socketpair(domain: i32, kind: i32, protocol: i32, fds: OutFdPair) => socket::socketpair;
+    54 setsockopt(fd: Fd, level: i32, name: i32, value: GuestAddr, len: i32) => socket::setsockopt;
+    55 getsockopt(fd: Fd, level: i32, name: i32, value: GuestAddr, len: GuestAddr) => socket::getsockopt;
     56 clone(flags: Hex, stack: GuestAddr, parent_tid: GuestAddr, child_tid: GuestAddr, tls: Hex) => clone::clone;
     57 fork() => clone::fork;
     58 vfork() => clone::vfork;
@@ -55,6 +74,14 @@ syscall_table! {
     61 wait4(pid: i32, status: GuestAddr, options: WaitOptions, usage: GuestAddr) => wait::wait4;
     62 kill(pid: i32, signo: Signo) => kill::kill;
     63 uname(buf: GuestAddr) => system::uname;
+    64 semget(key: i32, count: i32, flags: i32) => ipc::semget;
+    65 semop(id: i32, operations: GuestAddr, count: usize) => ipc::semop;
+    66 semctl(id: i32, number: i32, command: i32, argument: u64) => ipc::semctl;
+    67 shmdt(addr: GuestAddr) => ipc::shmdt;
+    68 msgget(key: i32, flags: i32) => ipc::msgget;
+    69 msgsnd(id: i32, message: GuestAddr, len: usize, flags: i32) => ipc::msgsnd;
+    70 msgrcv(id: i32, message: GuestAddr, len: usize, kind: i64, flags: i32) => ipc::msgrcv;
+    71 msgctl(id: i32, command: i32, buf: GuestAddr) => ipc::msgctl;
     72 fcntl(fd: Fd, command: FcntlCommand, arg: Hex) => descriptor::fcntl;
     73 flock(fd: Fd, operation: i32) => descriptor::flock;
     74 fsync(fd: Fd) => descriptor::fsync;
@@ -160,6 +187,7 @@ syscall_table! {
     217 getdents64(fd: Fd, buf: GuestAddr, size: u32) => stat::getdents64;
     218 set_tid_address(addr: GuestAddr) => process::set_tid_address;
     219 restart_syscall() => time::restart_syscall;
+    220 semtimedop(id: i32, operations: GuestAddr, count: usize, timeout: GuestAddr) => ipc::semtimedop;
     221 fadvise64(fd: Fd, offset: i64, length: i64, advice: i32) => descriptor::fadvise64;
     222 timer_create(clock: ClockId, event: GuestAddr, timer: GuestAddr) => timer::timer_create;
     223 timer_settime(timer: i32, flags: i32, new: GuestAddr, old: GuestAddr) => timer::timer_settime;
@@ -178,9 +206,19 @@ syscall_table! {
     237 mbind(addr: GuestAddr, len: u64, mode: i32, nodes: GuestAddr, bits: u64, flags: u32) => numa::mbind;
     238 set_mempolicy(mode: i32, nodes: GuestAddr, bits: u64) => numa::set_mempolicy;
     239 get_mempolicy(mode: GuestAddr, nodes: GuestAddr, bits: u64, addr: GuestAddr, flags: u64) => numa::get_mempolicy;
+    240 mq_open(name: Text, flags: OpenFlags, mode: Mode, attributes: GuestAddr) => mqueue::mq_open;
+    241 mq_unlink(name: Text) => mqueue::mq_unlink;
+    242 mq_timedsend(fd: Fd, message: InBytes, len: usize, priority: u32, timeout: GuestAddr) => mqueue::mq_timedsend;
+    243 mq_timedreceive(fd: Fd, message: OutBytes, len: usize, priority: GuestAddr, timeout: GuestAddr)
+        => mqueue::mq_timedreceive;
+    244 mq_notify(fd: Fd, event: GuestAddr) => mqueue::mq_notify;
+    245 mq_getsetattr(fd: Fd, new: GuestAddr, old: GuestAddr) => mqueue::mq_getsetattr;
     247 waitid(kind: i32, id: i32, info: GuestAddr, options: WaitOptions, usage: GuestAddr) => wait::waitid;
     251 ioprio_set(which: i32, who: i32, priority: i32) => scheduling::ioprio_set;
     252 ioprio_get(which: i32, who: i32) => scheduling::ioprio_get;
+    253 inotify_init() => inotify::inotify_init;
+    254 inotify_add_watch(fd: Fd, path: Path, mask: u32) => inotify::inotify_add_watch;
+    255 inotify_rm_watch(fd: Fd, watch: i32) => inotify::inotify_rm_watch;
     256 migrate_pages(pid: i32, bits: u64, from: GuestAddr, to: GuestAddr) => numa::migrate_pages;
     257 openat(dir: DirFd, path: Path, flags: OpenFlags, mode: Mode) => open::openat;
     258 mkdirat(dir: DirFd, path: Path, mode: Mode) => path::mkdirat;
@@ -217,16 +255,20 @@ syscall_table! {
     285 fallocate(fd: Fd, mode: i32, offset: i64, length: i64) => descriptor::fallocate;
     286 timerfd_settime(fd: Fd, flags: i32, new: GuestAddr, old: GuestAddr) => timer::timerfd_settime;
     287 timerfd_gettime(fd: Fd, value: GuestAddr) => timer::timerfd_gettime;
+    288 accept4(fd: Fd, addr: GuestAddr, len: GuestAddr, flags: i32) => socket::accept4;
     289 signalfd4(fd: Fd, mask: GuestAddr, size: usize, flags: i32) => signalfd::signalfd4;
     290 eventfd2(initial: u32, flags: i32) => open::eventfd2;
     291 epoll_create1(flags: OpenFlags) => epoll::epoll_create1;
     292 dup3(old: Fd, new: Fd, flags: OpenFlags) => descriptor::dup3;
     293 pipe2(fds: OutFdPair, flags: OpenFlags) => open::pipe2;
+    294 inotify_init1(flags: OpenFlags) => inotify::inotify_init1;
     295 preadv(fd: Fd, iov: OutIovecs, count: usize, offset: i64) => read_write::preadv;
     296 pwritev(fd: Fd, iov: InIovecs, count: usize, offset: i64) => read_write::pwritev;
     297 rt_tgsigqueueinfo(tgid: i32, tid: i32, signo: Signo, info: GuestAddr) => kill::rt_tgsigqueueinfo;
+    299 recvmmsg(fd: Fd, messages: GuestAddr, count: u32, flags: i32, timeout: GuestAddr) => socket::recvmmsg;
     302 prlimit64(pid: i32, which: Resource, new: GuestAddr, old: GuestAddr) => system::prlimit64;
     306 syncfs(fd: Fd) => descriptor::syncfs;
+    307 sendmmsg(fd: Fd, messages: GuestAddr, count: u32, flags: i32) => socket::sendmmsg;
     309 getcpu(cpu: GuestAddr, node: GuestAddr, cache: GuestAddr) => system::getcpu;
     314 sched_setattr(pid: i32, attr: GuestAddr, flags: u32) => scheduling::sched_setattr;
     315 sched_getattr(pid: i32, attr: GuestAddr, size: u32, flags: u32) => scheduling::sched_getattr;

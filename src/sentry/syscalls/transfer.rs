@@ -1,6 +1,6 @@
 //! Bytes between files and guest memory: the common part of read, write and their vectored kin.
 
-use super::SysResult;
+use super::{SysResult, socket, stream};
 use crate::sentry::abi::{Iovec, MAX_RW_COUNT};
 use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, FileType, Kind};
@@ -13,7 +13,7 @@ use crate::{Context, GuestAddr};
 use std::os::fd::AsFd as _;
 
 /// Bytes that go through the task's buffer at a time. A multiple of a pipe's atomic size.
-const CHUNK: usize = 256 << 10;
+pub(super) const CHUNK: usize = 256 << 10;
 
 /// The guest buffers of one call, and how far they have been used.
 pub(super) struct Segments {
@@ -69,13 +69,15 @@ impl Segments {
     }
 
     /// The address of the whole, if it is contiguous and so short that it can travel with the result.
-    fn small(&self, len: usize) -> Option<GuestAddr> {
-        let is_small = len <= Context::SMALL_COPY && len as u64 <= self.current.len;
+    pub(super) fn small(&self, len: usize) -> Option<GuestAddr> {
+        // Within a page all of it arrives or nothing: what arrived of a part would be known too late.
+        let page_rest = crate::PAGE_SIZE - self.current.base % crate::PAGE_SIZE;
+        let is_small = len <= Context::SMALL_COPY && len as u64 <= self.current.len.min(page_rest);
         is_small.then(|| GuestAddr::new(self.current.base))
     }
 
     /// Copies from the guest; returns how much arrived before a bad address.
-    fn copy_in(&mut self, memory: &dyn GuestMemory, bytes: &mut [u8]) -> usize {
+    pub(super) fn copy_in(&mut self, memory: &dyn GuestMemory, bytes: &mut [u8]) -> usize {
         let mut done = 0;
         while let Some((addr, len)) = (done < bytes.len()).then(|| self.next(bytes.len() - done)).flatten() {
             match memory.read(addr, &mut bytes[done..done + len]) {
@@ -88,7 +90,7 @@ impl Segments {
 }
 
 /// Takes the task's buffer, grown to hold `len` bytes. The caller puts it back.
-fn take_buffer(task: &mut Task, len: usize) -> Vec<u8> {
+pub(super) fn take_buffer(task: &mut Task, len: usize) -> Vec<u8> {
     let mut buffer = std::mem::take(&mut task.buffer);
     if buffer.len() < len {
         buffer.resize(len, 0);
@@ -100,6 +102,9 @@ fn take_buffer(task: &mut Task, len: usize) -> Vec<u8> {
 pub(super) fn read(task: &mut Task, file: &File, segments: Segments, offset: Option<i64>) -> SysResult {
     if offset.is_some_and(|offset| offset < 0) {
         return Err(Errno::EINVAL);
+    }
+    if offset.is_none() && file.file_type() == FileType::Socket {
+        return socket::read(task, file, segments);
     }
     task.refresh(file, offset)?;
     match file.kind() {
@@ -128,15 +133,13 @@ fn read_through(
     // A stream gives what it has; only files of which there is always more are read on.
     let whole =
         segments.left() > CHUNK && matches!(file.file_type(), FileType::Regular | FileType::ReadyDevice);
-    let waits = offset.is_none() && Task::may_wait(file, libc::POLLIN);
     let mut total = 0_usize;
     loop {
         let part = &mut buffer[..segments.left().min(CHUNK)];
         let wanted = part.len();
         let result = match offset {
             Some(offset) => host::pread64(file.as_fd(), part, offset.saturating_add(total as i64)),
-            None if waits => task.wait(|_, attention| host::wait_read(attention, file.as_fd(), part)),
-            None => host::read(file.as_fd(), part),
+            None => stream::read(task, file, part),
         };
         let len = match result {
             Ok(len) => len,
@@ -171,6 +174,9 @@ fn read_through(
 pub(super) fn write(task: &mut Task, file: &File, mut segments: Segments, offset: Option<i64>) -> SysResult {
     if offset.is_some_and(|offset| offset < 0) {
         return Err(Errno::EINVAL);
+    }
+    if offset.is_none() && file.file_type() == FileType::Socket {
+        return socket::write(task, file, segments);
     }
     if let Some(proc) = file.proc().filter(|proc| proc.is_text()) {
         return write_to_proc(task, file, proc.node(), segments);
@@ -224,10 +230,7 @@ fn write_through(
             let part = &buffer[written..copied];
             let result = match offset {
                 Some(offset) => host::pwrite64(file.as_fd(), part, offset.saturating_add(total as i64)),
-                None if Task::may_wait(file, libc::POLLOUT) || part.len() > libc::PIPE_BUF => {
-                    wait_write(task, file, part)
-                }
-                None => host::write(file.as_fd(), part),
+                None => stream::write(task, file, part),
             };
             match result {
                 Ok(len) => {
@@ -254,12 +257,4 @@ fn write_through(
             return Ok(total as i64);
         }
     }
-}
-
-/// A write that may wait for room. A write that was interrupted half way has written something and returns that.
-fn wait_write(task: &mut Task, file: &File, part: &[u8]) -> Result<usize, Errno> {
-    if file.file_type() != FileType::Stream {
-        return host::write(file.as_fd(), part);
-    }
-    task.wait(|_, attention| host::wait_write(attention, file.as_fd(), part))
 }

@@ -17,7 +17,7 @@ pub(crate) use waiting::Parked;
 
 use super::errno::Errno;
 use super::fd_table::FdTable;
-use super::file::{File, FileType};
+use super::file::File;
 use super::fs_context::FsContext;
 use super::kernel::{Kernel, Target};
 use super::memory::Mm;

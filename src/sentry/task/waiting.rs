@@ -1,11 +1,10 @@
 //! How a task waits: in a host call, or for another task.
 
+use super::Task;
 use super::handle::Place;
-use super::{File, FileType, Task};
 use crate::sentry::errno::Errno;
-use crate::sentry::host::{self, Attention};
+use crate::sentry::host::Attention;
 use crate::sentry::signals::SignalSet;
-use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,6 +36,14 @@ impl Task {
         mut call: impl FnMut(&mut Self, &Attention) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         self.context.prepare_sleep();
+        self.interruptible(&mut call)
+    }
+
+    /// The same for a call that is not expected to wait, although it may: the stub goes on looking for the answer.
+    pub(crate) fn interruptible<T>(
+        &mut self,
+        mut call: impl FnMut(&mut Self, &Attention) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
         let handle = Arc::clone(&self.handle);
         loop {
             match handle.while_at(Place::HostCall, || call(self, &handle.attention)) {
@@ -70,14 +77,5 @@ impl Task {
             }
             handle.sleep(seen, left);
         }
-    }
-
-    /// Whether reading or writing the file may wait right now; polls it only if it is of a kind that can.
-    pub(crate) fn may_wait(file: &File, events: i16) -> bool {
-        if file.file_type() != FileType::Stream {
-            return false;
-        }
-        let mut poll = [libc::pollfd { fd: file.as_fd().as_raw_fd(), events, revents: 0 }];
-        !matches!(host::poll_now(&mut poll[..], 0), Ok(ready) if ready > 0)
     }
 }
