@@ -182,6 +182,7 @@ fn each_task_has_a_state_that_lives_as_long_as_it_does() {
 #[derive(Default)]
 struct Judge {
     seen: Mutex<Vec<String>>,
+    denied: AtomicU64,
 }
 
 impl Hook for Judge {
@@ -190,6 +191,7 @@ impl Hook for Judge {
     fn before(&self, (): &mut (), call: &mut Call<'_>) -> Verdict {
         match (call.number(), call.arg(1).map(|path| path.value())) {
             (libc::SYS_openat, Some(ArgValue::Path(path))) if path.to_bytes().ends_with(b"secret") => {
+                self.denied.fetch_add(1, Ordering::Relaxed);
                 Verdict::Deny(Errno::EACCES)
             }
             (libc::SYS_openat, Some(ArgValue::Unreadable(_))) => Verdict::Proceed,
@@ -242,7 +244,9 @@ fn a_path_that_changes_while_it_is_judged_is_used_as_judged() {
             secret.display(),
             out.display()
         );
-        ends_well(shell(&script).hook(Judge::default()).run());
+        let hook = Arc::new(Judge::default());
+        ends_well(shell(&script).hook(Arc::clone(&hook)).run());
+        assert!(hook.denied.load(Ordering::Relaxed) > 0, "the path never changed");
         assert_eq!(read(&out), "public some secret 0\n");
     });
 }
