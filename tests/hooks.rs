@@ -178,10 +178,11 @@ fn each_task_has_a_state_that_lives_as_long_as_it_does() {
     });
 }
 
-/// Denies what names a secret; answers getuid and an unknown call; records what it saw.
+/// Denies what names a secret; answers getpgrp and an unknown call; records what it saw.
 #[derive(Default)]
 struct Judge {
     seen: Mutex<Vec<String>>,
+    denied: AtomicU64,
 }
 
 impl Hook for Judge {
@@ -190,17 +191,18 @@ impl Hook for Judge {
     fn before(&self, (): &mut (), call: &mut Call<'_>) -> Verdict {
         match (call.number(), call.arg(1).map(|path| path.value())) {
             (libc::SYS_openat, Some(ArgValue::Path(path))) if path.to_bytes().ends_with(b"secret") => {
+                self.denied.fetch_add(1, Ordering::Relaxed);
                 Verdict::Deny(Errno::EACCES)
             }
             (libc::SYS_openat, Some(ArgValue::Unreadable(_))) => Verdict::Proceed,
-            (libc::SYS_getuid, _) => Verdict::Answer(4711),
+            (libc::SYS_getpgrp, _) => Verdict::Answer(4711),
             (600, _) => Verdict::Answer(call.arg(2).map_or(0, |arg| arg.raw() as i64)),
             _ => Verdict::Proceed,
         }
     }
 
     fn after(&self, (): &mut (), call: &mut Call<'_>) {
-        if [600, libc::SYS_getuid].contains(&call.number()) || call.to_string().contains("0x8,") {
+        if [600, libc::SYS_getpgrp].contains(&call.number()) || call.to_string().contains("0x8,") {
             self.seen.lock().unwrap().push(format!("{call} {:?}", call.end()));
         }
     }
@@ -217,13 +219,13 @@ fn calls_are_denied_and_answered_whatever_their_number() {
         ends_well(shell(&script).trace(log).hook(Arc::clone(&hook)).run());
         assert_eq!(read(&out), "3 0 -1 14 4711\n");
         let seen = hook.seen.lock().unwrap().clone();
-        assert!(seen.iter().any(|line| line == "getuid() Some(Returned(Ok(4711)))"), "{seen:?}");
+        assert!(seen.iter().any(|line| line == "getpgrp() Some(Returned(Ok(4711)))"), "{seen:?}");
         let failed = "openat(AT_FDCWD, 0x8, O_RDONLY, 000) Some(Returned(Err(EFAULT)))";
         assert!(seen.iter().any(|line| line == failed), "{seen:?}");
         assert!(seen.iter().any(|line| line.starts_with("syscall_0x258(0x1, 0x2, 0x3,")), "{seen:?}");
         // The trace is outside of the hook: it shows what the guest got.
         let lines = read(&trace);
-        assert!(lines.lines().any(|line| line.contains("getuid()") && line.ends_with("= 4711")), "{lines}");
+        assert!(lines.lines().any(|line| line.contains("getpgrp()") && line.ends_with("= 4711")), "{lines}");
     });
 }
 
@@ -242,7 +244,9 @@ fn a_path_that_changes_while_it_is_judged_is_used_as_judged() {
             secret.display(),
             out.display()
         );
-        ends_well(shell(&script).hook(Judge::default()).run());
+        let hook = Arc::new(Judge::default());
+        ends_well(shell(&script).hook(Arc::clone(&hook)).run());
+        assert!(hook.denied.load(Ordering::Relaxed) > 0, "the path never changed");
         assert_eq!(read(&out), "public some secret 0\n");
     });
 }

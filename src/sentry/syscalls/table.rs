@@ -206,8 +206,8 @@ syscall_table! {
     237 mbind(addr: GuestAddr, len: u64, mode: i32, nodes: GuestAddr, bits: u64, flags: u32) => numa::mbind;
     238 set_mempolicy(mode: i32, nodes: GuestAddr, bits: u64) => numa::set_mempolicy;
     239 get_mempolicy(mode: GuestAddr, nodes: GuestAddr, bits: u64, addr: GuestAddr, flags: u64) => numa::get_mempolicy;
-    240 mq_open(name: Path, flags: OpenFlags, mode: Mode, attributes: GuestAddr) => mqueue::mq_open;
-    241 mq_unlink(name: Path) => mqueue::mq_unlink;
+    240 mq_open(name: Text, flags: OpenFlags, mode: Mode, attributes: GuestAddr) => mqueue::mq_open;
+    241 mq_unlink(name: Text) => mqueue::mq_unlink;
     242 mq_timedsend(fd: Fd, message: InBytes, len: usize, priority: u32, timeout: GuestAddr) => mqueue::mq_timedsend;
     243 mq_timedreceive(fd: Fd, message: OutBytes, len: usize, priority: GuestAddr, timeout: GuestAddr)
         => mqueue::mq_timedreceive;
