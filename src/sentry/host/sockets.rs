@@ -167,11 +167,11 @@ pub(crate) fn recvmsg(
 ) -> Result<Received, Errno> {
     let mut part = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
     let mut message = empty_header();
-    let name = name.map(|name| {
+    let mut name = name;
+    if let Some(name) = &mut name {
         message.msg_name = name.bytes.as_mut_ptr().cast();
         message.msg_namelen = ADDRESS_MAX as u32;
-        name
-    });
+    }
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
     if !control.is_empty() {

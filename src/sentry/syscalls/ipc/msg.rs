@@ -86,7 +86,7 @@ impl Queue {
     }
 
     fn has_room_for(&self, len: usize) -> bool {
-        self.bytes + len as u64 <= self.room && self.messages.len() as u64 + 1 <= self.room
+        self.bytes + len as u64 <= self.room && (self.messages.len() as u64) < self.room
     }
 }
 
