@@ -6,7 +6,31 @@
 //! library (gVisor's systrap, whose idea it takes up), or without isolation (in-process rewriting).
 //!
 //! A [`Systrap`] is the platform, an [`AddressSpace`] is a guest process's memory, a [`Context`] is a guest
-//! thread's registers, and [`Context::switch`] runs it until the next [`Event`].
+//! thread's registers, and [`Context::switch`] runs it until the next [`Event`]. Who has a personality of their own
+//! needs nothing else:
+//!
+//! ```
+#![doc = include_str!("../examples/bare_platform.rs")]
+//! ```
+//!
+//! # Programs
+//!
+//! The module `sentry` is a Linux personality on top of it, which runs whole programs. A `sentry::Hook` sees their calls
+//! and decides what becomes of them; calls that it does not ask for stay as fast as they are without it. The module's
+//! page shows a counter of calls, a fault injector, a file policy and a clock of the embedder's.
+//!
+//! # Threads and ownership
+//!
+//! [`Systrap`] and [`AddressSpace`] are handles that can be cloned and shared between threads. A [`Context`] belongs to
+//! one thread at a time and may move; an [`Interrupter`] reaches it from any. A `sentry::Guest` may be set up in one
+//! thread and run in another; a hook is shared by all threads that run tasks.
+//!
+//! # Features
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `sentry` (default) | the module `sentry` |
+//! | `cli` (default) | the command `systrap`, with `sentry` |
 
 mod addr;
 mod address_space;
@@ -21,6 +45,7 @@ mod patching;
 mod platform;
 mod registers;
 pub mod seccomp;
+#[cfg(feature = "sentry")]
 pub mod sentry;
 mod shared;
 mod stats;
@@ -49,6 +74,6 @@ pub const ERESTARTNOINTR: i64 = 513;
 pub const ERESTARTNOHAND: i64 = 514;
 
 /// The example in the README is compiled and run.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "sentry"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -206,6 +206,7 @@ impl Systrap {
     }
 
     /// The host's ids of all stub processes.
+    #[cfg(feature = "sentry")]
     pub(crate) fn stub_pids(&self) -> Vec<i32> {
         self.inner.reaper.pids()
     }

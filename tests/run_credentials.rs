@@ -4,8 +4,9 @@
 mod cli;
 
 use cli::{MODES, SYSTRAP, assert_same, fixture, output, program};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 
 /// A fresh directory that anybody may use, whoever made what was there before.
 fn fresh(directory: &Path) {
@@ -16,15 +17,24 @@ fn fresh(directory: &Path) {
     std::fs::set_permissions(cli::scratch(), PermissionsExt::from_mode(0o755)).unwrap();
 }
 
+/// The command, where everybody may execute it. Another process copies it: a descriptor of this one, open for writing,
+/// would be inherited by what other threads start, and the copy could not be executed meanwhile.
+fn copy_of_the_command() -> PathBuf {
+    static COPY: LazyLock<PathBuf> = LazyLock::new(|| {
+        let copy = cli::scratch().join("systrap");
+        let status = Command::new(program("cp")).arg(SYSTRAP).arg(&copy).status().unwrap();
+        assert!(status.success(), "cp: {status}");
+        copy
+    });
+    COPY.clone()
+}
+
 /// Compares the program's runs, natively and as a guest, each started behind `before`.
 fn compare_behind(before: &[&str], name: &str) {
     let program_path = fixture("changing_credentials", &["-pthread"]);
     let directory = cli::scratch().join(name);
     // The user must be able to execute the command: it may lie where only root may go.
-    let systrap = cli::scratch().join("systrap");
-    if !systrap.exists() {
-        std::fs::copy(SYSTRAP, &systrap).unwrap();
-    }
+    let systrap = copy_of_the_command();
     let run = |words: &[&str]| {
         fresh(&directory);
         let words: Vec<&str> = before.iter().chain(words).copied().collect();

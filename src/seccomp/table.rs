@@ -14,6 +14,7 @@ use systrap_stub::layout::{self, rodata};
 /// Every thread of a stub process runs under the base filter; stub threads run under the guest filter as
 /// well, and the stricter answer counts. A row of the guest filter therefore is in the base filter too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FilterKind {
     /// Leader, fork children, and threads that have not installed the guest filter yet.
     Base,
@@ -40,6 +41,7 @@ pub enum Test {
 
 /// A test of one argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Condition {
     /// Index of the argument, 0 to 5.
     pub arg: u8,
@@ -49,6 +51,7 @@ pub struct Condition {
 
 /// One admitted host call.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Row {
     /// The filter that admits it.
     pub filter: FilterKind,

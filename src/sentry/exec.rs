@@ -2,6 +2,7 @@
 
 use super::abi::PATH_MAX;
 use super::errno::Errno;
+use super::file::StatView;
 use super::guest_memory::GuestMemoryExt as _;
 use super::host;
 use super::loader::{Image, LoadError, Program};
@@ -11,7 +12,7 @@ use super::procfs::{Anchor, Found};
 use super::signals::AltStack;
 use super::syscalls::args::Path;
 use super::task::{AfterCall, Task};
-use crate::{Context, Error, GuestAddr, PAGE_SIZE, Systrap};
+use crate::{Context, Error, GuestAddr, PAGE_SIZE, Systrap, Vdso};
 use std::ffi::CString;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -33,13 +34,18 @@ pub(crate) enum StartError {
 }
 
 /// Loads a program into a new address space.
-pub(crate) fn start(platform: &Systrap, program: &Program, stack_limit: u64) -> Result<Started, StartError> {
+pub(crate) fn start(
+    platform: &Systrap,
+    program: &Program,
+    stack_limit: u64,
+    vdso: Option<Vdso>,
+) -> Result<Started, StartError> {
     /// Interrupts enabled and the bit that is always set.
     const INITIAL_FLAGS: u64 = 0x202;
     let bottom = platform.min_user_address().raw();
     let layout = Layout::random(bottom, platform.max_user_address().raw(), stack_limit);
     let mm = Arc::new(Mm::new(platform.new_address_space()?, layout));
-    let image = program.load(&mm, platform.vdso())?;
+    let image = program.load(&mm, vdso)?;
     let mut context = platform.new_context()?;
     let registers = context.registers_mut();
     registers.rip = image.entry.raw();
@@ -97,7 +103,7 @@ impl Task {
         let found = if by_descriptor {
             Found::Behind(Anchor::File(self.file(dirfd)?), CString::default())
         } else {
-            self.find(dirfd, &path.0, true)?
+            self.find(dirfd, &path.0, flags & libc::AT_SYMLINK_NOFOLLOW == 0)?
         };
         // Held until the program is open.
         let (name, dirfd, _held) = match found.host_path(self)? {
@@ -105,6 +111,13 @@ impl Task {
             None => (path.0.clone(), dirfd, None),
         };
         let directory = self.directory(dirfd)?;
+        if flags & libc::AT_SYMLINK_NOFOLLOW != 0 {
+            let mut stat = [0; 144];
+            host::newfstatat(directory.as_fd(), &name, &mut stat, libc::AT_SYMLINK_NOFOLLOW)?;
+            if StatView(&stat).mode() & libc::S_IFMT == libc::S_IFLNK {
+                return Err(Errno::ELOOP);
+            }
+        }
         let (argv, envp) = (self.read_strings(argv)?, self.read_strings(envp)?);
         let mut program =
             Program::open(directory.as_fd(), &name, argv, envp).map_err(|error| error.errno())?;
@@ -112,10 +125,11 @@ impl Task {
         program.set_owner(credentials.owner(secure));
         let stack_limit = self.process.limits().stack();
         let platform = self.kernel().platform.clone();
-        let started = start(&platform, &program, stack_limit).map_err(|error| match error {
-            StartError::Load(error) => error.errno(),
-            StartError::Platform(_) => Errno::ENOMEM,
-        })?;
+        let started =
+            start(&platform, &program, stack_limit, self.kernel().vdso).map_err(|error| match error {
+                StartError::Load(error) => error.errno(),
+                StartError::Platform(_) => Errno::ENOMEM,
+            })?;
         // From here on there is no way back.
         self.become_only_thread()?;
         self.take_credentials(credentials);
@@ -151,6 +165,7 @@ impl Task {
         self.handle.attach(self.context.interrupter());
         self.open_vfork_gate();
         self.after_call = AfterCall::Replaced;
+        self.tell_of_program();
         Ok(0)
     }
 

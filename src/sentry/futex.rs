@@ -146,7 +146,7 @@ impl Task {
 
     /// A shared word has to be there; another only within the user's range.
     pub(crate) fn check_futex_word(&self, addr: GuestAddr) -> Result<(), Errno> {
-        if addr.raw() < self.kernel().platform.max_user_address().raw() { Ok(()) } else { Err(Errno::EFAULT) }
+        if self.mm.is_mapped(addr.page_down(), 1).unwrap_or(false) { Ok(()) } else { Err(Errno::EFAULT) }
     }
 
     /// Sleeps while the word is `expected`.

@@ -5,7 +5,36 @@
 //!
 //! Where to look: [`run`](self) drives a task; `syscalls` has the table and one module per family of calls;
 //! `loader` and `exec` start programs; `memory`, `fd_table`, `signals` are what a process owns; `host` is the list
-//! of host calls.
+//! of host calls; `hook` shows calls to the embedder, `trace` is one such hook.
+//!
+//! # Hooks
+//!
+//! A [`Hook`] sees a guest's calls before and after they are made. Each of these is a program in `examples/`:
+//!
+//! <details><summary>A counter of calls</summary>
+//!
+//! ```no_run
+#![doc = include_str!("../../examples/call_counter.rs")]
+//! ```
+//! </details>
+//! <details><summary>A fault injector: every n-th write fails</summary>
+//!
+//! ```no_run
+#![doc = include_str!("../../examples/fault_injector.rs")]
+//! ```
+//! </details>
+//! <details><summary>A file policy: only below one directory</summary>
+//!
+//! ```no_run
+#![doc = include_str!("../../examples/file_policy.rs")]
+//! ```
+//! </details>
+//! <details><summary>Virtual time: the guest's clock is the embedder's</summary>
+//!
+//! ```no_run
+#![doc = include_str!("../../examples/virtual_time.rs")]
+//! ```
+//! </details>
 #![deny(unsafe_code)]
 
 mod abi;
@@ -18,6 +47,7 @@ mod file;
 mod fs_context;
 mod futex;
 mod guest_memory;
+mod hook;
 mod host;
 mod kernel;
 mod limits;
@@ -36,8 +66,12 @@ mod socket;
 mod syscalls;
 mod task;
 mod timers;
+mod trace;
 
 pub use errno::Errno;
+pub use hook::{
+    ArgError, ArgValue, Argument, Call, CallEnd, CallSet, DeliveredSignal, Hook, TaskId, UnknownCall, Verdict,
+};
 pub use loader::LoadError;
 pub use observe::CallCounts;
 pub use run::{Guest, Outcome, RunError};

@@ -4,7 +4,7 @@ use super::abi::Rlimit;
 use super::attributes::ProcessAttributes;
 use super::credentials::Credentials;
 use super::errno::Errno;
-use super::file::File;
+use super::file::{File, StatView};
 use super::host;
 use super::kernel::Kernel;
 use super::limits::{CurrentLimits, Limits};
@@ -13,6 +13,7 @@ use super::pidfd::PidFiles;
 use super::signals::{Actions, Pending};
 use super::task::{ExitStatus, TaskHandle};
 use super::timers::{ProcessClock, ProcessTimers};
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,12 +24,19 @@ pub(crate) struct ProgramInfo {
     pub(crate) executable: PathBuf,
     /// The executable itself: `/proc/PID/exe` leads to it even when its path does not any more.
     pub(crate) file: Arc<File>,
+    /// Its device and inode: a file that is executed cannot be opened for writing.
+    pub(crate) identity: (u64, u64),
     pub(crate) image: Image,
 }
 
 impl ProgramInfo {
     pub(crate) fn new(program: &Program, image: Image) -> Self {
-        Self { executable: program.executable().to_owned(), file: program.executable_file(), image }
+        let file = program.executable_file();
+        let mut stat = [0; 144];
+        let known = host::fstat(file.as_fd(), &mut stat).is_ok();
+        let stat = StatView(&stat);
+        let identity = if known { (stat.device(), stat.inode()) } else { (0, 0) };
+        Self { executable: program.executable().to_owned(), file, identity, image }
     }
 }
 

@@ -6,19 +6,22 @@ use super::errno::Errno;
 use super::exec::{self, StartError, Started};
 use super::fd_table::FdTable;
 use super::fs_context::FsContext;
+use super::hook::{AnyHook, GuestHooks, Hook, TaskId};
 use super::host;
 use super::kernel::Kernel;
 use super::limits::{self, Limits};
 use super::loader::{LoadError, Program};
 use super::memory::Mm;
-use super::observe::{CallCounts, Observer, TraceOutput};
+use super::observe::{CallCounts, Observer};
 use super::process::{Process, ProgramInfo, lock};
 use super::signals::deliver::ReturningCall;
 use super::signals::{Actions, Incoming, SignalSet, TaskSignals};
 use super::syscalls;
 use super::task::{AfterCall, ExitStatus, Task, TaskHandle, TaskParts};
+use super::trace::Trace;
 use crate::{Error, Event, Executed, Options, Stats, SwitchError, Syscall, Systrap};
 use std::ffi::CString;
+use std::fmt;
 use std::io::Write;
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex};
@@ -39,6 +42,21 @@ pub struct Guest {
     envp: Vec<CString>,
     options: Options,
     trace: Option<Box<dyn Write + Send>>,
+    hooks: Vec<Arc<dyn AnyHook>>,
+    hides_vdso: bool,
+}
+
+impl fmt::Debug for Guest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guest")
+            .field("path", &self.path)
+            .field("args", &self.argv)
+            .field("options", &self.options)
+            .field("traces", &self.trace.is_some())
+            .field("hooks", &self.hooks.len())
+            .field("hides_vdso", &self.hides_vdso)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How a guest ended and what it did.
@@ -68,6 +86,12 @@ pub enum RunError {
     /// The guest cannot be continued.
     #[error("the guest cannot be continued: {0}")]
     Switch(#[from] SwitchError),
+    /// A [`Hook`] panicked, and the guest was killed.
+    #[error("a hook panicked: {message}")]
+    Hook {
+        /// What it said.
+        message: String,
+    },
     /// The sentry's own set-up failed.
     #[error("{what}: {}", errno.message())]
     Setup {
@@ -83,7 +107,15 @@ impl Guest {
     #[must_use]
     pub fn new(path: impl Into<CString>) -> Self {
         let path = path.into();
-        Self { argv: vec![path.clone()], path, envp: Vec::new(), options: Options::default(), trace: None }
+        Self {
+            argv: vec![path.clone()],
+            path,
+            envp: Vec::new(),
+            options: Options::default(),
+            trace: None,
+            hooks: Vec::new(),
+            hides_vdso: false,
+        }
     }
 
     /// Sets all arguments, the name of the program (`argv[0]`) included.
@@ -107,10 +139,29 @@ impl Guest {
         self
     }
 
-    /// Writes every call to `output`, one line each, in strace's style.
+    /// Writes every call to `output`, one line each, in strace's style: what the guest asked for and what it got,
+    /// whatever hooks do in between.
     #[must_use]
-    pub fn trace(mut self, output: Box<dyn Write + Send>) -> Self {
-        self.trace = Some(output);
+    pub fn trace(mut self, output: impl Write + Send + 'static) -> Self {
+        self.trace = Some(Box::new(output));
+        self
+    }
+
+    /// Shows the guest's calls to a hook. Of several, the one installed first sees a call first and its result last.
+    ///
+    /// An [`Arc`] of a hook is one as well: for an embedder that wants to look at it afterwards.
+    #[must_use]
+    pub fn hook(mut self, hook: impl Hook) -> Self {
+        self.hooks.push(Arc::new(hook));
+        self
+    }
+
+    /// Does not tell programs of the vdso, so that they read clocks by calls (`clock_gettime`, `gettimeofday`, `time`,
+    /// `getcpu`), which hooks see. It stays mapped: a program that looks for it can find it, as it can read the
+    /// processor's time stamp counter.
+    #[must_use]
+    pub fn hide_vdso(mut self, hide: bool) -> Self {
+        self.hides_vdso = hide;
         self
     }
 
@@ -123,8 +174,8 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// [`RunError::Load`] if the program cannot be run, the others if the sentry or the platform fails. What the
-    /// guest does, including dying of a signal, is no error.
+    /// [`RunError::Load`] if the program cannot be run, [`RunError::Hook`] if a hook panicked, the others if the sentry
+    /// or the platform fails. What the guest does, including dying of a signal, is no error.
     pub fn run(self) -> Result<Outcome, RunError> {
         let setup = |what| move |errno| RunError::Setup { what, errno };
         let inherited = host::inheritable_descriptors();
@@ -137,11 +188,17 @@ impl Guest {
         host::ignore_signals_of_files();
         host::install_kick_handler().map_err(setup("signal handler"))?;
 
+        let first_pid = std::process::id() as i32;
+        let trace = self.trace.map(|writer| Arc::new(Trace::new(writer, first_pid)) as Arc<dyn AnyHook>);
+        let hooks = GuestHooks::new(trace.into_iter().chain(self.hooks).collect())
+            .map_err(|message| RunError::Hook { message })?;
+
         let started_at = Instant::now();
         let platform = Systrap::new(self.options)?;
         program.set_owner(Credentials::of_supervisor().owner(false));
+        let vdso = if self.hides_vdso { None } else { platform.vdso() };
         let started =
-            exec::start(&platform, &program, process_limits.stack()).map_err(|error| match error {
+            exec::start(&platform, &program, process_limits.stack(), vdso).map_err(|error| match error {
                 StartError::Load(error) => RunError::Load(error),
                 StartError::Platform(error) => RunError::Platform(error),
             })?;
@@ -150,13 +207,15 @@ impl Guest {
         // whole process has the empty mask, which matters to nobody else in a command.
         let _ = host::unshare(libc::CLONE_FS);
         let umask = host::umask(0).unwrap_or(0o22) as u32;
-        let first_pid = std::process::id() as i32;
-        let trace = self.trace.map(|writer| Arc::new(TraceOutput::new(writer, first_pid)));
-        let kernel = Arc::new(Kernel::new(platform.clone(), first_pid, trace));
+        let kernel = Arc::new(Kernel::new(platform.clone(), first_pid, hooks, vdso));
         incoming.start(&kernel).map_err(|error| setup("signal thread")(error.into()))?;
         let fs = FsContext { cwd: Arc::new(cwd), proc_directory: None, umask };
         first_task(&kernel, &program, started, process_limits, files, fs, incoming.ignored()).run_to_end();
-        let status = kernel.wait_until_gone()?;
+        let status = kernel.wait_until_gone();
+        if let Some(message) = kernel.hooks.panic_message() {
+            return Err(RunError::Hook { message });
+        }
+        let status = status?;
         let counts = std::mem::take(&mut *lock(&kernel.counts));
         Ok(Outcome {
             status,
@@ -216,9 +275,10 @@ fn first_task(
         files: Arc::new(Mutex::new(files)),
         fs: Arc::new(Mutex::new(fs)),
         signals: TaskSignals::default(),
-        observer: Observer::new(kernel, pid),
+        observer: Observer::new(kernel, TaskId { pid, tid: pid }, None),
     });
     task.publish_answers();
+    task.tell_of_program();
     task
 }
 

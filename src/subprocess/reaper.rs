@@ -115,6 +115,7 @@ impl Reaper {
     }
 
     /// The host's ids of the processes that are watched.
+    #[cfg(feature = "sentry")]
     pub(crate) fn pids(&self) -> Vec<i32> {
         self.shared.lock().processes.values().map(|process| process.pid()).collect()
     }

@@ -24,7 +24,7 @@ mod words;
 
 pub(crate) use calls::*;
 pub(crate) use identity::*;
-pub(crate) use interruptible::{Attention, install_kick_handler, kick};
+pub(crate) use interruptible::{Attention, install_kick_handler, kick, kick_signal};
 pub(crate) use keeper::SessionKeeper;
 pub(crate) use nowait::{read_now, write_now};
 pub(crate) use process::*;

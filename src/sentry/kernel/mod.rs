@@ -18,7 +18,8 @@ pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
 
 use super::credentials::Credentials;
 use super::futex::FutexTable;
-use super::observe::{Counts, TraceOutput};
+use super::hook::GuestHooks;
+use super::observe::Counts;
 use super::passed_files::PassedFiles;
 use super::process::lock;
 use super::record_locks::RecordLocks;
@@ -27,7 +28,7 @@ use super::socket::UnixSockets;
 use super::syscalls::Ipc;
 use super::task::ExitStatus;
 use super::timers::Timers;
-use crate::{SwitchError, Systrap};
+use crate::{SwitchError, Systrap, Vdso};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use workers::Workers;
 
@@ -52,7 +53,9 @@ pub(crate) struct Kernel {
     keeper_gate: Mutex<()>,
     pub(crate) record_locks: Arc<RecordLocks>,
     pub(crate) counts: Mutex<Counts>,
-    pub(crate) trace: Option<Arc<TraceOutput>>,
+    pub(crate) hooks: GuestHooks,
+    /// What programs are told of the vdso; `None` if it is hidden from them.
+    pub(crate) vdso: Option<Vdso>,
     end: Mutex<End>,
     ended: Condvar,
 }
@@ -69,7 +72,7 @@ struct End {
 }
 
 impl Kernel {
-    pub(crate) fn new(platform: Systrap, first_pid: i32, trace: Option<Arc<TraceOutput>>) -> Self {
+    pub(crate) fn new(platform: Systrap, first_pid: i32, hooks: GuestHooks, vdso: Option<Vdso>) -> Self {
         Self {
             platform,
             xfeatures: super::host::enabled_xfeatures(),
@@ -86,7 +89,8 @@ impl Kernel {
             keeper_gate: Mutex::default(),
             record_locks: Arc::default(),
             counts: Mutex::default(),
-            trace,
+            hooks,
+            vdso,
             end: Mutex::default(),
             ended: Condvar::new(),
         }
@@ -102,6 +106,14 @@ impl Kernel {
     pub(crate) fn report_failure(&self, pid: i32, error: SwitchError) {
         if pid == self.first_pid {
             lock(&self.end).failure.get_or_insert(error);
+        }
+    }
+
+    /// Kills every process of the guest. No lock may be held.
+    pub(crate) fn kill_all(&self) {
+        // Under the tree's lock: a process that is being made is either in it, or its maker sees its own end.
+        for node in self.tree().nodes() {
+            node.process.end(ExitStatus::Signaled(libc::SIGKILL));
         }
     }
 

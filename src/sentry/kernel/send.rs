@@ -4,7 +4,7 @@ use super::{Life, Tree};
 use crate::sentry::errno::Errno;
 use crate::sentry::process::Process;
 use crate::sentry::signals::{SigInfo, SignalSet};
-use crate::sentry::task::TaskHandle;
+use crate::sentry::task::{ExitStatus, TaskHandle};
 use std::sync::Arc;
 
 /// Who a signal is for.
@@ -39,6 +39,11 @@ impl Tree {
             return Ok(());
         }
         self.prepare(process, signo);
+        if signo == libc::SIGKILL {
+            // Before whatever else is pending, and whatever each thread does.
+            process.end(ExitStatus::Signaled(signo));
+            return Ok(());
+        }
         let threads = process.threads().clone();
         let blocked = match target {
             Target::Thread(thread) => keeps(thread, signo),

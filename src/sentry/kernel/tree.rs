@@ -214,6 +214,13 @@ impl Tree {
         self.processes.values()
     }
 
+    /// Whether a process executes the file of that device and inode.
+    pub(crate) fn is_executed(&self, identity: (u64, u64)) -> bool {
+        self.nodes().any(|node| {
+            !matches!(node.life, Life::Zombie { .. }) && node.process.program().identity == identity
+        })
+    }
+
     /// The process of an id that may be a thread's.
     pub(crate) fn process_of(&self, id: i32) -> Option<&Arc<Process>> {
         match self.processes.get(&id) {

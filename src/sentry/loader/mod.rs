@@ -97,6 +97,23 @@ pub(crate) struct Program {
     owner: Owner,
 }
 
+/// Whether somebody has the file open for writing. Nobody can then have a read lease on it (fcntl(2)); where the host
+/// gives no leases, to another than the owner for example, the answer is no.
+fn is_being_written(file: &File) -> bool {
+    const F_SETSIG: i32 = 10;
+    const F_SETLEASE: i32 = 1024;
+    // Whoever opens the file for writing meanwhile has the holder of the lease told so: by a signal that does no harm.
+    let _ = host::fcntl(file.as_fd(), F_SETSIG, host::kick_signal() as u64);
+    let lease = |kind: libc::c_int| host::fcntl(file.as_fd(), F_SETLEASE, kind as u64);
+    match lease(libc::F_RDLCK) {
+        Ok(_) => {
+            let _ = lease(libc::F_UNLCK);
+            false
+        }
+        Err(errno) => errno == Errno::EAGAIN,
+    }
+}
+
 /// How many interpreters may run interpreters, as in the kernel's `exec_binprm`.
 const SCRIPT_NESTING: usize = 5;
 
@@ -136,6 +153,9 @@ impl Program {
                     .collect();
                 named_by = Some(std::mem::replace(&mut path, line.interpreter));
                 continue;
+            }
+            if is_being_written(&file) {
+                return Err(LoadError::Open { path: shown(&path), errno: Errno::ETXTBSY });
             }
             let main = ElfFile::parse(Arc::new(file), &shown(&path))?;
             let interpreter = match &main.interpreter {

@@ -23,7 +23,7 @@ const MAP_32BIT_RANGE: (u64, u64) = (0x4000_0000, 0x8000_0000);
 
 impl State {
     /// Where a new mapping goes, by Linux's rules for hints and `MAP_FIXED`.
-    fn place(&self, addr: GuestAddr, len: u64, flags: i32) -> Result<u64, Errno> {
+    pub(super) fn place(&self, addr: GuestAddr, len: u64, flags: i32) -> Result<u64, Errno> {
         let (bottom, top) = (self.layout.bottom, self.layout.top);
         if flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0 {
             let (start, end) = page_range(addr, len, Errno::ENOMEM)?;
@@ -199,67 +199,6 @@ impl Mm {
         GuestAddr::new(state.brk)
     }
 
-    /// mremap(2).
-    pub(crate) fn remap(
-        &self,
-        hands: &mut Hands<'_>,
-        addr: GuestAddr,
-        old_len: u64,
-        new_len: u64,
-        flags: i32,
-        target: GuestAddr,
-    ) -> Result<GuestAddr, Errno> {
-        let fixed = flags & libc::MREMAP_FIXED != 0;
-        let may_move = flags & libc::MREMAP_MAYMOVE != 0;
-        // MREMAP_DONTUNMAP and duplicating a shared mapping (old length 0) are not offered.
-        if flags & !(libc::MREMAP_FIXED | libc::MREMAP_MAYMOVE) != 0 || fixed && !may_move || old_len == 0 {
-            return Err(Errno::EINVAL);
-        }
-        let (start, end) = page_range(addr, old_len, Errno::EINVAL)?;
-        let new_len = page_up(new_len).filter(|len| *len != 0).ok_or(Errno::EINVAL)?;
-        let old_len = end - start;
-        let mut state = self.state();
-        let region = state.map.find(start).cloned().ok_or(Errno::EFAULT)?;
-        if fixed {
-            let (to, to_end) = page_range(target, new_len, Errno::EINVAL)?;
-            if to_end > state.layout.top || to < end && start < to_end {
-                return Err(Errno::EINVAL);
-            }
-            if to < state.layout.bottom {
-                return Err(Errno::EPERM);
-            }
-        }
-        if new_len < old_len {
-            hands.unmap(self.space(), GuestAddr::new(start + new_len), old_len - new_len)?;
-            state.map.remove(start + new_len, end);
-        }
-        let kept = old_len.min(new_len);
-        if new_len > old_len && region.end < end {
-            return Err(Errno::EFAULT);
-        }
-        if new_len > old_len {
-            let data = region.protection.write && !region.shared;
-            state.check_room(&self.limits, new_len - old_len, data, (start, start))?;
-        }
-        let grows_in_place = end
-            .checked_add(new_len - kept)
-            .is_some_and(|grown| grown <= state.layout.top && state.map.is_free(end, grown));
-        let to = if fixed {
-            target.raw()
-        } else if new_len <= old_len {
-            return Ok(addr);
-        } else if region.end == end && grows_in_place {
-            start
-        } else if may_move {
-            state.place(GuestAddr::NULL, new_len, 0)?
-        } else {
-            return Err(Errno::ENOMEM);
-        };
-        self.space().remap(addr, kept, GuestAddr::new(to), new_len)?;
-        state.map.relocate(start, kept, to, new_len);
-        Ok(GuestAddr::new(to))
-    }
-
     /// madvise(2).
     pub(crate) fn advise(
         &self,
@@ -269,6 +208,9 @@ impl Mm {
         advice: i32,
     ) -> Result<(), Errno> {
         let (start, end) = page_range(addr, len, Errno::EINVAL)?;
+        if advice == libc::MADV_REMOVE {
+            return self.punch(start, end);
+        }
         if let Some(result) = self.state().advise_fork(start, end, advice) {
             return result;
         }
@@ -360,7 +302,7 @@ fn shared_memory_backing(memory: OwnedFd) -> Backing {
     let stat = StatView(&stat);
     let path = "/dev/zero (deleted)".to_owned();
     let identity = MappedFile { path, device: stat.device(), inode: stat.inode() };
-    Backing::File { identity: Arc::new(identity), offset: 0, open: None }
+    Backing::File { identity: Arc::new(identity), offset: 0, open: Some(Arc::new(File::new(memory))) }
 }
 
 /// Identity and offset of a file mapping, for `/proc/self/maps`.

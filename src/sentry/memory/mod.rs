@@ -8,6 +8,8 @@ mod layout;
 mod map;
 mod proc_maps;
 mod region;
+mod remap;
+mod residency;
 mod room;
 
 pub(crate) use calls::MapRequest;

@@ -4,6 +4,7 @@ use super::frame::{self, FrameContext};
 use super::{AltStack, DefaultAction, Disposition, FaultState, SS_AUTODISARM, SigInfo, SignalSet};
 use crate::sentry::abi::KernelSigaction;
 use crate::sentry::errno::Errno;
+use crate::sentry::hook::DeliveredSignal;
 use crate::sentry::task::{ExitStatus, Task};
 use crate::{Signal, SwitchError};
 use std::sync::Arc;
@@ -60,9 +61,7 @@ impl Task {
             let Some(info) = self.take_signal(SignalSet(!self.handle.mask().0)) else { break };
             let signo = info.signo();
             let disposition = self.process.actions().disposition(signo);
-            if let Some(tracer) = &mut self.observer.tracer {
-                tracer.signal(&info);
-            }
+            self.tell_of_signal(&DeliveredSignal { signo, code: info.code(), address: info.address() });
             match disposition {
                 Disposition::Ignore | Disposition::Default(DefaultAction::Ignore) => {}
                 Disposition::Default(DefaultAction::Stop) => self.stop(&info),

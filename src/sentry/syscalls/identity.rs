@@ -31,11 +31,14 @@ impl Task {
     /// Lets the stub answer the calls whose results only the task itself changes, and pass on those that concern only
     /// the guest's own threads, unless somebody wants to see them.
     pub(crate) fn publish_answers(&mut self) {
-        if self.observer.tracer.is_some() {
-            return;
-        }
+        let wanted = *self.observer.hooks.wanted();
         // Harmless whoever makes them, and nobody's business but the guest's own threads'.
-        self.context.pass_in_stub(PassedCalls::ALL);
+        let mut passed = PassedCalls::ALL;
+        if wanted.contains(libc::SYS_futex) {
+            (passed.futex_waits, passed.futex_wakes) = (false, false);
+        }
+        passed.yields = !wanted.contains(libc::SYS_sched_yield);
+        self.context.pass_in_stub(passed);
         type Handler = fn(&mut Task) -> SysResult;
         let constant: [(i64, Handler); 6] = [
             (libc::SYS_getpid, getpid),
@@ -45,7 +48,7 @@ impl Task {
             (libc::SYS_getgid, getgid),
             (libc::SYS_getegid, getegid),
         ];
-        for (nr, handler) in constant {
+        for (nr, handler) in constant.into_iter().filter(|(nr, _)| !wanted.contains(*nr)) {
             if let Ok(result) = handler(self) {
                 // A call that the stub cannot answer arrives here as any other.
                 let _ = self.context.answer_in_stub(nr as u32, Some(result));

@@ -7,6 +7,7 @@ use crate::sentry::task::{Directory, Task};
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::path::PathBuf;
 
 /// A path with the directory that it is relative to, what is not the host's replaced by what stands for it.
 pub(super) struct Located<'a> {
@@ -50,6 +51,21 @@ impl Located<'_> {
 }
 
 impl Task {
+    /// The absolute path of a directory argument, as it is now.
+    pub(in crate::sentry) fn directory_path(&self, dirfd: i32) -> Result<PathBuf, Errno> {
+        let node = match dirfd {
+            libc::AT_FDCWD => self.fs().proc_directory,
+            dirfd => self.file(dirfd)?.proc().map(|file| file.node()),
+        };
+        match node {
+            Some(node) => Ok(node.path().into()),
+            None => {
+                let directory = self.directory(dirfd)?;
+                Ok(std::fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()))?)
+            }
+        }
+    }
+
     /// Finds what a path call works on; `follow` says whether it follows a last symbolic link.
     pub(super) fn locate<'a>(&self, dirfd: i32, path: &'a Path, follow: bool) -> Result<Located<'a>, Errno> {
         let found = self.find(dirfd, path.as_c_str(), follow)?;

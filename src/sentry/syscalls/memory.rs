@@ -127,7 +127,8 @@ pub(super) fn mincore(task: &mut Task, addr: GuestAddr, len: u64, residency: Gue
     while done < pages {
         let count = (pages - done).min(PIECE);
         let to = residency.checked_add(done).ok_or(Errno::EFAULT)?;
-        task.memory().write(to, &[1; PIECE as usize][..count as usize])?;
+        let resident = task.mm.residency(addr.raw() + done * crate::PAGE_SIZE, count)?;
+        task.memory().write(to, &resident)?;
         done += count;
     }
     Ok(0)

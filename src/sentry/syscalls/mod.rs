@@ -1,7 +1,7 @@
 //! System calls: one table from number to handler, one module per family of handlers.
 //!
 //! A line of the table names a call, its arguments with their types, and its handler. From that line come the
-//! decoding for the handler and the text of `--trace`; an argument that points to input is read from the guest once.
+//! decoding for the handler, what hooks see of the call, and the text of `--trace`; a string is read from the guest once.
 
 pub(crate) mod args;
 mod barrier;
@@ -52,8 +52,10 @@ pub(crate) use ipc::Ipc;
 pub use support::{Support, call_support};
 
 use super::errno::Errno;
-use super::task::{AfterCall, Task};
+use super::hook::{HookedCall, Slot};
+use super::task::Task;
 use crate::{Arch, Syscall};
+use std::borrow::Cow;
 
 /// What a handler returns: the value for rax, or an error.
 pub(crate) type SysResult = Result<i64, Errno>;
@@ -61,104 +63,136 @@ pub(crate) type SysResult = Result<i64, Errno>;
 /// One more than the highest number in the table.
 pub(crate) const TABLE_LEN: usize = 512;
 
-/// An entry of the table.
-#[derive(Clone, Copy)]
-struct Call {
+/// A line of the table.
+struct Line {
     name: &'static str,
+    parameters: &'static [Parameter],
     run: fn(&mut Task, &[u64; 6]) -> SysResult,
-    run_traced: fn(&mut Task, &[u64; 6], &'static str) -> SysResult,
+    run_hooked: fn(&mut Task, &Syscall, HookedCall<'_>) -> SysResult,
 }
+
+/// What the table says of an argument.
+pub(crate) struct Parameter {
+    pub(crate) name: &'static str,
+    pub(crate) is_path: bool,
+}
+
+impl Parameter {
+    const fn word(name: &'static str) -> Self {
+        Self { name, is_path: false }
+    }
+}
+
+/// The arguments of a call that is not in the table.
+static WORDS: [Parameter; 6] = [
+    Parameter::word("arg0"),
+    Parameter::word("arg1"),
+    Parameter::word("arg2"),
+    Parameter::word("arg3"),
+    Parameter::word("arg4"),
+    Parameter::word("arg5"),
+];
 
 /// The name of a call number, made up for one that has none.
 pub(crate) fn call_name(nr: u32) -> String {
     names::lookup(nr).map_or_else(|| format!("syscall_{nr:#x}"), str::to_owned)
 }
 
+/// The name of a call number that has one.
+pub(crate) fn known_name(nr: u32) -> Option<&'static str> {
+    names::lookup(nr)
+}
+
+/// The numbers of the calls that take the path of a file.
+pub(crate) fn calls_taking_paths() -> impl Iterator<Item = u32> {
+    let takes_path = |line: &Line| line.parameters.iter().any(|parameter| parameter.is_path);
+    table::TABLE
+        .iter()
+        .zip(0..)
+        .filter(move |(line, _)| line.as_ref().is_some_and(takes_path))
+        .map(|(_, nr)| nr)
+}
+
+/// Number and arguments of a call in the table, or of a made-up one of `count` words.
+#[cfg(test)]
+pub(crate) fn parameters_of(name: &str, count: usize) -> (u32, &'static [Parameter]) {
+    let lines = table::TABLE.iter().zip(0..).filter_map(|(line, nr)| Some((line.as_ref()?, nr)));
+    let found = lines.into_iter().find(|(line, _)| line.name == name);
+    found.map_or((999, &WORDS[..count]), |(line, nr)| (nr, line.parameters))
+}
+
 /// Makes a call for the guest.
 pub(crate) fn dispatch(task: &mut Task, call: &Syscall) -> SysResult {
-    let entry = match call.arch {
-        Arch::X86_64 => table::TABLE.get(call.nr as usize).copied().flatten(),
+    let line = match call.arch {
+        Arch::X86_64 => table::TABLE.get(call.nr as usize).and_then(Option::as_ref),
         // Calls of 32-bit code are not offered, as on a kernel without IA32 emulation.
         Arch::I386 => None,
     };
-    match entry {
-        Some(entry) if task.observer.tracer.is_none() => (entry.run)(task, &call.args),
-        Some(entry) => (entry.run_traced)(task, &call.args, entry.name),
-        None => {
-            let name = match call.arch {
-                Arch::X86_64 => call_name(call.nr),
-                Arch::I386 => format!("i386_{}", call.nr),
-            };
-            if let Some(tracer) = &mut task.observer.tracer {
-                tracer.unknown(&name, &call.args);
-            }
-            match refused::lookup(call.nr) {
-                Some(refusal) if call.arch == Arch::X86_64 => Err(refusal.errno),
-                _ => {
-                    task.observer.counts.record_unimplemented(&name);
-                    Err(Errno::ENOSYS)
-                }
-            }
+    match line {
+        Some(line) if !task.observer.hooks.want(call) => (line.run)(task, &call.args),
+        Some(line) => {
+            let hooked = HookedCall::new(call, Cow::Borrowed(line.name), line.parameters);
+            (line.run_hooked)(task, call, hooked)
         }
+        None => make_unlisted(task, call),
     }
 }
 
-/// Makes a call with its trace line around it.
-fn trace_call(
-    task: &mut Task,
-    name: &'static str,
-    before: impl FnOnce(&mut Task, &mut super::observe::Tracer),
-    run: impl FnOnce(&mut Task) -> SysResult,
-    after: impl FnOnce(&mut Task, &mut super::observe::Tracer, SysResult),
-) -> SysResult {
-    let Some(mut tracer) = task.observer.tracer.take() else { return run(task) };
-    tracer.begin(name);
-    before(task, &mut tracer);
-    let result = run(task);
-    let returns = task.exit.is_none() && task.after_call != AfterCall::ReturnFromHandler;
-    if returns {
-        after(task, &mut tracer, result);
+/// Makes a call that is not in the table.
+fn make_unlisted(task: &mut Task, call: &Syscall) -> SysResult {
+    let name = match call.arch {
+        Arch::X86_64 => call_name(call.nr),
+        Arch::I386 => format!("i386_{}", call.nr),
+    };
+    if !task.observer.hooks.want(call) {
+        return refuse(task, call, &name);
     }
-    tracer.end(returns.then_some(result));
-    task.observer.tracer = Some(tracer);
-    result
+    let mut args = call.args.map(|arg| Ok::<_, Errno>(args::Hex(arg)));
+    let mut slots = args.each_mut().map(|arg| arg as &mut (dyn Slot + 'static));
+    let mut hooked = HookedCall::new(call, Cow::Owned(name.clone()), &WORDS);
+    let result = match hooked.before(task, &mut slots) {
+        Some(result) => result,
+        None => refuse(task, call, &name),
+    };
+    hooked.after(task, &mut slots, result)
+}
+
+/// A call that is refused on purpose, or that nobody implements.
+fn refuse(task: &mut Task, call: &Syscall, name: &str) -> SysResult {
+    match refused::lookup(call.nr) {
+        Some(refusal) if call.arch == Arch::X86_64 => Err(refusal.errno),
+        _ => {
+            task.observer.counts.record_unimplemented(name);
+            Err(Errno::ENOSYS)
+        }
+    }
 }
 
 /// Defines the table. Each line is `number name(argument: Type, …) => handler`.
 macro_rules! syscall_table {
     ($($nr:literal $name:ident($($arg:ident: $ty:ty),* $(,)?) => $handler:path;)*) => {
-        pub(super) const TABLE: [Option<$crate::sentry::syscalls::Call>; $crate::sentry::syscalls::TABLE_LEN] = {
-            use $crate::sentry::syscalls::{Call, args::Arg, trace_call};
-            let mut table: [Option<Call>; $crate::sentry::syscalls::TABLE_LEN] =
-                [None; $crate::sentry::syscalls::TABLE_LEN];
+        pub(super) static TABLE: [Option<$crate::sentry::syscalls::Line>; $crate::sentry::syscalls::TABLE_LEN] = {
+            use $crate::sentry::syscalls::{Line, Parameter, args::Arg};
+            let mut table = [const { None }; $crate::sentry::syscalls::TABLE_LEN];
             $(
                 assert!(table[$nr].is_none(), "a number is listed twice");
-                table[$nr] = Some(Call {
+                table[$nr] = Some(Line {
                     name: stringify!($name),
+                    parameters: &[$(Parameter { name: stringify!($arg), is_path: <$ty as Arg>::IS_PATH }),*],
                     run: |task: &mut $crate::sentry::task::Task, args| {
                         let [$($arg,)* ..] = *args;
                         $(let $arg = <$ty as Arg>::decode($arg, task.memory())?;)*
                         let _ = args;
                         $handler(task, $($arg),*)
                     },
-                    run_traced: |task, args, name| {
-                        let [$($arg,)* ..] = *args;
-                        $(let $arg = <$ty as Arg>::decode($arg, task.memory());)*
-                        trace_call(
-                            task,
-                            name,
-                            |task, tracer| {
-                                let mut _index = 0;
-                                $(tracer.before(_index, args, &$arg, task.memory()); _index += 1;)*
-                                let _ = (task, tracer);
-                            },
-                            |task| $handler(task, $($arg.clone()?),*),
-                            |task, tracer, result| {
-                                let mut _index = 0;
-                                $(tracer.after(_index, args, &$arg, task.memory(), result); _index += 1;)*
-                                let _ = (task, tracer, result);
-                            },
-                        )
+                    // The hooks see, and may change, what the handler then gets.
+                    run_hooked: |task, call, mut hooked| {
+                        let [$($arg,)* ..] = call.args;
+                        $(let mut $arg = <$ty as Arg>::decode($arg, task.memory());)*
+                        let decided = hooked.before(task, &mut [$(&mut $arg),*]);
+                        let make = |task: &mut $crate::sentry::task::Task| $handler(task, $($arg.clone()?),*);
+                        let result = decided.unwrap_or_else(|| make(task));
+                        hooked.after(task, &mut [$(&mut $arg),*], result)
                     },
                 });
             )*

@@ -1,7 +1,7 @@
 //! POSIX message queues (mq_overview(7)): the host's, by their names.
 
 use super::SysResult;
-use super::args::{Fd, InBytes, Mode, OpenFlags, OutBytes, Path};
+use super::args::{Fd, InBytes, Mode, OpenFlags, OutBytes, Text};
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
@@ -16,7 +16,7 @@ const LONGEST: usize = 16 << 20;
 
 pub(super) fn mq_open(
     task: &mut Task,
-    name: Path,
+    name: Text,
     flags: OpenFlags,
     mode: Mode,
     attributes: GuestAddr,
@@ -31,7 +31,7 @@ pub(super) fn mq_open(
     task.install(host, true)
 }
 
-pub(super) fn mq_unlink(_: &mut Task, name: Path) -> SysResult {
+pub(super) fn mq_unlink(_: &mut Task, name: Text) -> SysResult {
     host::mq_unlink(name.as_c_str()).map(|_| 0)
 }
 

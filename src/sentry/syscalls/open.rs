@@ -1,7 +1,7 @@
 //! Making descriptors from paths or from nothing.
 
 use super::SysResult;
-use super::args::{DirFd, Fd, Hex, Mode, OpenFlags, OutFdPair, Path};
+use super::args::{DirFd, Fd, Hex, Mode, OpenFlags, OutFdPair, Path, Text};
 use super::locate::Located;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
@@ -32,7 +32,8 @@ fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> S
     let cloexec = flags & libc::O_CLOEXEC != 0;
     let mut located = task.locate(dirfd, path, flags & libc::O_NOFOLLOW == 0)?;
     let looks = flags & (libc::O_DIRECTORY | libc::O_PATH) == 0;
-    let special = if looks && located.node.is_none() { special(task, &mut located)? } else { None };
+    let writes = flags & (libc::O_ACCMODE | libc::O_TRUNC) != libc::O_RDONLY;
+    let special = if looks && located.node.is_none() { special(task, &mut located, writes)? } else { None };
     if let Some(node) = located.node {
         let file = task.open_node(node, flags)?;
         return task.files().insert(Arc::new(file), cloexec).map(i64::from);
@@ -68,7 +69,7 @@ fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> S
 }
 
 /// Looks at a file before it is opened, and again where it really is if links have led into the host's `/proc`.
-fn special(task: &Task, located: &mut Located<'_>) -> Result<Option<SpecialFile>, Errno> {
+fn special(task: &Task, located: &mut Located<'_>, writes: bool) -> Result<Option<SpecialFile>, Errno> {
     let mut stat = [0; 144];
     // Everything that is usually opened in great numbers lies in no special directory and is not stat'ed twice for
     // nothing: one call of less than a microsecond against a wait that no signal could end.
@@ -78,6 +79,12 @@ fn special(task: &Task, located: &mut Located<'_>) -> Result<Option<SpecialFile>
     let stat = StatView(&stat);
     if located.may_have_strayed(stat.device()) {
         *located = task.relocate(located)?;
+    }
+    if writes
+        && stat.mode() & libc::S_IFMT == libc::S_IFREG
+        && task.kernel().tree().is_executed((stat.device(), stat.inode()))
+    {
+        return Err(Errno::ETXTBSY);
     }
     Ok(match stat.mode() & libc::S_IFMT {
         libc::S_IFIFO => Some(SpecialFile::Fifo),
@@ -168,7 +175,7 @@ pub(super) fn eventfd2(task: &mut Task, initial: u32, flags: i32) -> SysResult {
     task.install(host, flags & libc::EFD_CLOEXEC != 0)
 }
 
-pub(super) fn memfd_create(task: &mut Task, name: Path, flags: Hex) -> SysResult {
+pub(super) fn memfd_create(task: &mut Task, name: Text, flags: Hex) -> SysResult {
     let flags = flags.0 as u32;
     let host = host::memfd_create(&name.0, flags | libc::MFD_CLOEXEC)?;
     task.install(host, flags & libc::MFD_CLOEXEC != 0)

@@ -1,7 +1,7 @@
 //! Calls that change what is under a path.
 
 use super::SysResult;
-use super::args::{AccessMode, AtFlags, DirFd, Fd, Hex, Mode, OptionalPath, OutBytes, Path};
+use super::args::{AccessMode, AtFlags, DirFd, Fd, Hex, Mode, OptionalPath, OutBytes, Path, Text};
 use crate::GuestAddr;
 use crate::sentry::abi::{Timespec, Timeval};
 use crate::sentry::errno::Errno;
@@ -118,11 +118,11 @@ pub(super) fn linkat(
     host::linkat(from.dir(), from.path(), to.dir(), to.path(), flags.0).map(done)
 }
 
-pub(super) fn symlink(task: &mut Task, target: Path, path: Path) -> SysResult {
+pub(super) fn symlink(task: &mut Task, target: Text, path: Path) -> SysResult {
     symlinkat(task, target, CWD, path)
 }
 
-pub(super) fn symlinkat(task: &mut Task, target: Path, dir: DirFd, path: Path) -> SysResult {
+pub(super) fn symlinkat(task: &mut Task, target: Text, dir: DirFd, path: Path) -> SysResult {
     let at = task.locate(dir.0, &path, false)?;
     host::symlinkat(target.as_c_str(), at.dir(), at.path()).map(done)
 }

@@ -98,7 +98,7 @@ syscall_table! {
     85 creat(path: Path, mode: Mode) => open::creat;
     86 link(from: Path, to: Path) => path::link;
     87 unlink(path: Path) => path::unlink;
-    88 symlink(target: Path, path: Path) => path::symlink;
+    88 symlink(target: Text, path: Path) => path::symlink;
     89 readlink(path: Path, buf: OutBytes, size: i32) => path::readlink;
     90 chmod(path: Path, mode: Mode) => path::chmod;
     91 fchmod(fd: Fd, mode: Mode) => path::fchmod;
@@ -165,18 +165,18 @@ syscall_table! {
     162 sync() => descriptor::sync;
     186 gettid() => identity::gettid;
     187 readahead(fd: Fd, offset: i64, count: usize) => descriptor::readahead;
-    188 setxattr(path: Path, name: Path, value: InBytes, size: usize, flags: i32) => xattr::setxattr;
-    189 lsetxattr(path: Path, name: Path, value: InBytes, size: usize, flags: i32) => xattr::lsetxattr;
-    190 fsetxattr(fd: Fd, name: Path, value: InBytes, size: usize, flags: i32) => xattr::fsetxattr;
-    191 getxattr(path: Path, name: Path, value: OutBytes, size: usize) => xattr::getxattr;
-    192 lgetxattr(path: Path, name: Path, value: OutBytes, size: usize) => xattr::lgetxattr;
-    193 fgetxattr(fd: Fd, name: Path, value: OutBytes, size: usize) => xattr::fgetxattr;
+    188 setxattr(path: Path, name: Text, value: InBytes, size: usize, flags: i32) => xattr::setxattr;
+    189 lsetxattr(path: Path, name: Text, value: InBytes, size: usize, flags: i32) => xattr::lsetxattr;
+    190 fsetxattr(fd: Fd, name: Text, value: InBytes, size: usize, flags: i32) => xattr::fsetxattr;
+    191 getxattr(path: Path, name: Text, value: OutBytes, size: usize) => xattr::getxattr;
+    192 lgetxattr(path: Path, name: Text, value: OutBytes, size: usize) => xattr::lgetxattr;
+    193 fgetxattr(fd: Fd, name: Text, value: OutBytes, size: usize) => xattr::fgetxattr;
     194 listxattr(path: Path, names: OutBytes, size: usize) => xattr::listxattr;
     195 llistxattr(path: Path, names: OutBytes, size: usize) => xattr::llistxattr;
     196 flistxattr(fd: Fd, names: OutBytes, size: usize) => xattr::flistxattr;
-    197 removexattr(path: Path, name: Path) => xattr::removexattr;
-    198 lremovexattr(path: Path, name: Path) => xattr::lremovexattr;
-    199 fremovexattr(fd: Fd, name: Path) => xattr::fremovexattr;
+    197 removexattr(path: Path, name: Text) => xattr::removexattr;
+    198 lremovexattr(path: Path, name: Text) => xattr::lremovexattr;
+    199 fremovexattr(fd: Fd, name: Text) => xattr::fremovexattr;
     200 tkill(tid: i32, signo: Signo) => kill::tkill;
     201 time(result: GuestAddr) => time::time;
     202 futex(addr: GuestAddr, operation: i32, value: u32, timeout: GuestAddr, addr2: GuestAddr, value3: u32)
@@ -206,8 +206,8 @@ syscall_table! {
     237 mbind(addr: GuestAddr, len: u64, mode: i32, nodes: GuestAddr, bits: u64, flags: u32) => numa::mbind;
     238 set_mempolicy(mode: i32, nodes: GuestAddr, bits: u64) => numa::set_mempolicy;
     239 get_mempolicy(mode: GuestAddr, nodes: GuestAddr, bits: u64, addr: GuestAddr, flags: u64) => numa::get_mempolicy;
-    240 mq_open(name: Path, flags: OpenFlags, mode: Mode, attributes: GuestAddr) => mqueue::mq_open;
-    241 mq_unlink(name: Path) => mqueue::mq_unlink;
+    240 mq_open(name: Text, flags: OpenFlags, mode: Mode, attributes: GuestAddr) => mqueue::mq_open;
+    241 mq_unlink(name: Text) => mqueue::mq_unlink;
     242 mq_timedsend(fd: Fd, message: InBytes, len: usize, priority: u32, timeout: GuestAddr) => mqueue::mq_timedsend;
     243 mq_timedreceive(fd: Fd, message: OutBytes, len: usize, priority: GuestAddr, timeout: GuestAddr)
         => mqueue::mq_timedreceive;
@@ -229,7 +229,7 @@ syscall_table! {
     263 unlinkat(dir: DirFd, path: Path, flags: AtFlags) => path::unlinkat;
     264 renameat(old: DirFd, from: Path, new: DirFd, to: Path) => path::renameat;
     265 linkat(old: DirFd, from: Path, new: DirFd, to: Path, flags: AtFlags) => path::linkat;
-    266 symlinkat(target: Path, dir: DirFd, path: Path) => path::symlinkat;
+    266 symlinkat(target: Text, dir: DirFd, path: Path) => path::symlinkat;
     267 readlinkat(dir: DirFd, path: Path, buf: OutBytes, size: i32) => path::readlinkat;
     268 fchmodat(dir: DirFd, path: Path, mode: Mode) => path::fchmodat;
     269 faccessat(dir: DirFd, path: Path, mode: AccessMode) => path::faccessat;
@@ -274,7 +274,7 @@ syscall_table! {
     315 sched_getattr(pid: i32, attr: GuestAddr, size: u32, flags: u32) => scheduling::sched_getattr;
     316 renameat2(old: DirFd, from: Path, new: DirFd, to: Path, flags: u32) => path::renameat2;
     318 getrandom(buf: OutBytes, count: usize, flags: RandomFlags) => system::getrandom;
-    319 memfd_create(name: Path, flags: Hex) => open::memfd_create;
+    319 memfd_create(name: Text, flags: Hex) => open::memfd_create;
     322 execveat(dir: DirFd, path: Path, argv: GuestAddr, envp: GuestAddr, flags: AtFlags) => process::execveat;
     324 membarrier(command: i32, flags: u32, cpu: i32) => barrier::membarrier;
     325 mlock2(addr: GuestAddr, len: u64, flags: i32) => memory::mlock2;

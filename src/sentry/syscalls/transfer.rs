@@ -70,7 +70,9 @@ impl Segments {
 
     /// The address of the whole, if it is contiguous and so short that it can travel with the result.
     pub(super) fn small(&self, len: usize) -> Option<GuestAddr> {
-        let is_small = len <= Context::SMALL_COPY && len as u64 <= self.current.len;
+        // Within a page all of it arrives or nothing: what arrived of a part would be known too late.
+        let page_rest = crate::PAGE_SIZE - self.current.base % crate::PAGE_SIZE;
+        let is_small = len <= Context::SMALL_COPY && len as u64 <= self.current.len.min(page_rest);
         is_small.then(|| GuestAddr::new(self.current.base))
     }
 

@@ -1,7 +1,7 @@
 //! Extended attributes.
 
 use super::SysResult;
-use super::args::{Fd, InBytes, OutBytes, Path};
+use super::args::{Fd, InBytes, OutBytes, Path, Text};
 use crate::sentry::errno::Errno;
 use crate::sentry::host;
 use crate::sentry::task::Task;
@@ -93,15 +93,15 @@ fn remove(task: &Task, target: Target<'_>, name: &CStr) -> SysResult {
     .map(|_| 0)
 }
 
-pub(super) fn getxattr(task: &mut Task, path: Path, name: Path, value: OutBytes, size: usize) -> SysResult {
+pub(super) fn getxattr(task: &mut Task, path: Path, name: Text, value: OutBytes, size: usize) -> SysResult {
     get(task, Target::Path(&path, true), &name.0, value, size)
 }
 
-pub(super) fn lgetxattr(task: &mut Task, path: Path, name: Path, value: OutBytes, size: usize) -> SysResult {
+pub(super) fn lgetxattr(task: &mut Task, path: Path, name: Text, value: OutBytes, size: usize) -> SysResult {
     get(task, Target::Path(&path, false), &name.0, value, size)
 }
 
-pub(super) fn fgetxattr(task: &mut Task, fd: Fd, name: Path, value: OutBytes, size: usize) -> SysResult {
+pub(super) fn fgetxattr(task: &mut Task, fd: Fd, name: Text, value: OutBytes, size: usize) -> SysResult {
     get(task, Target::Descriptor(fd), &name.0, value, size)
 }
 
@@ -120,7 +120,7 @@ pub(super) fn flistxattr(task: &mut Task, fd: Fd, names: OutBytes, size: usize) 
 pub(super) fn setxattr(
     task: &mut Task,
     path: Path,
-    name: Path,
+    name: Text,
     value: InBytes,
     size: usize,
     flags: i32,
@@ -131,7 +131,7 @@ pub(super) fn setxattr(
 pub(super) fn lsetxattr(
     task: &mut Task,
     path: Path,
-    name: Path,
+    name: Text,
     value: InBytes,
     size: usize,
     flags: i32,
@@ -142,7 +142,7 @@ pub(super) fn lsetxattr(
 pub(super) fn fsetxattr(
     task: &mut Task,
     fd: Fd,
-    name: Path,
+    name: Text,
     value: InBytes,
     size: usize,
     flags: i32,
@@ -150,14 +150,14 @@ pub(super) fn fsetxattr(
     set(task, Target::Descriptor(fd), &name.0, value, size, flags)
 }
 
-pub(super) fn removexattr(task: &mut Task, path: Path, name: Path) -> SysResult {
+pub(super) fn removexattr(task: &mut Task, path: Path, name: Text) -> SysResult {
     remove(task, Target::Path(&path, true), &name.0)
 }
 
-pub(super) fn lremovexattr(task: &mut Task, path: Path, name: Path) -> SysResult {
+pub(super) fn lremovexattr(task: &mut Task, path: Path, name: Text) -> SysResult {
     remove(task, Target::Path(&path, false), &name.0)
 }
 
-pub(super) fn fremovexattr(task: &mut Task, fd: Fd, name: Path) -> SysResult {
+pub(super) fn fremovexattr(task: &mut Task, fd: Fd, name: Text) -> SysResult {
     remove(task, Target::Descriptor(fd), &name.0)
 }

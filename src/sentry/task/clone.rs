@@ -4,6 +4,7 @@ use super::{Task, TaskHandle, TaskParts};
 use crate::sentry::credentials::cap;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
+use crate::sentry::hook::TaskId;
 use crate::sentry::kernel::{Child, Tree};
 use crate::sentry::observe::Observer;
 use crate::sentry::pidfd;
@@ -175,7 +176,8 @@ impl Task {
             handle.doom();
         }
 
-        let observer = Observer::new(&kernel, id);
+        let ids = TaskId { pid: handle.process.pid, tid: id };
+        let observer = Observer::new(&kernel, ids, Some(&self.observer));
         let mut task =
             Task::new(TaskParts { context, mm, handle: Arc::clone(&handle), files, fs, signals, observer });
         if request.has(libc::CLONE_CHILD_CLEARTID) {

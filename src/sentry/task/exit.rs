@@ -1,21 +1,30 @@
 //! The end of a task, and the thread of the supervisor that runs it.
 
 use super::Task;
-use crate::GuestAddr;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::process::lock;
-use crate::sentry::signals::signal_name;
 use crate::sentry::task::ExitStatus;
+use crate::{GuestAddr, SwitchError};
 use std::sync::Arc;
 
 impl Task {
     /// Runs the task in the calling thread until it has ended, and clears up after it.
     pub(crate) fn run_to_end(mut self) {
         self.handle.attach(self.context.interrupter());
+        if self.handle.attention.is_raised() {
+            // Whoever wanted the task before it was attached found nothing to interrupt.
+            self.context.interrupter().interrupt();
+        }
         self.handle.start_clock();
         let result = if self.act_as_guest() { self.run() } else { Ok(ExitStatus::Signaled(libc::SIGKILL)) };
         let status = match result {
             Ok(status) => status,
+            // What the host cannot load, it answers with SIGSEGV when a program tries.
+            Err(SwitchError::BadState { .. }) => {
+                let status = ExitStatus::Signaled(libc::SIGSEGV);
+                self.process.end(status);
+                status
+            }
             Err(error) => {
                 // The stub process is gone: nothing of the guest process can go on.
                 self.kernel().report_failure(self.process.pid, error);
@@ -28,12 +37,7 @@ impl Task {
     }
 
     fn finish(mut self, status: ExitStatus) {
-        if let Some(tracer) = &mut self.observer.tracer {
-            tracer.note(&match status {
-                ExitStatus::Exited(status) => format!("+++ exited with {status} +++"),
-                ExitStatus::Signaled(signo) => format!("+++ killed by {} +++", signal_name(signo)),
-            });
-        }
+        self.tell_of_end(status);
         self.release_robust_mutexes();
         self.clear_tid();
         self.context.count_answers();

@@ -5,6 +5,7 @@ use crate::GuestAddr;
 use crate::sentry::abi::Iovec;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::{GuestMemory, GuestMemoryExt as _};
+use crate::sentry::hook::ArgValue;
 use std::fmt::Write as _;
 
 /// How much of a buffer a trace shows, as strace.
@@ -34,6 +35,10 @@ impl Arg for InBytes {
     fn show(&self, view: &CallView<'_>, out: &mut String) {
         show_bytes(view.memory, self.0, view.next_arg(), out);
     }
+
+    fn value(&self) -> Option<ArgValue<'_>> {
+        Some(ArgValue::Address(self.0))
+    }
 }
 
 /// A buffer that the call fills; its result is how far.
@@ -53,6 +58,10 @@ impl Arg for OutBytes {
             Some(len) => show_bytes(view.memory, self.0, len.min(view.next_arg()), out),
             None => show_pointer(self.0, out),
         }
+    }
+
+    fn value(&self) -> Option<ArgValue<'_>> {
+        Some(ArgValue::Address(self.0))
     }
 }
 
@@ -84,6 +93,10 @@ impl Arg for InIovecs {
     fn show(&self, view: &CallView<'_>, out: &mut String) {
         show_segments(view.memory, self.0, view.next_arg(), u64::MAX, out);
     }
+
+    fn value(&self) -> Option<ArgValue<'_>> {
+        Some(ArgValue::Address(self.0))
+    }
 }
 
 /// The segments of a vectored read; the next argument is their number.
@@ -99,5 +112,9 @@ impl Arg for OutIovecs {
 
     fn show(&self, view: &CallView<'_>, out: &mut String) {
         show_segments(view.memory, self.0, view.next_arg(), view.returned().unwrap_or(0), out);
+    }
+
+    fn value(&self) -> Option<ArgValue<'_>> {
+        Some(ArgValue::Address(self.0))
     }
 }

@@ -3,6 +3,7 @@
 use super::{Arg, CallView};
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemory;
+use crate::sentry::hook::ArgValue;
 use std::fmt::Write as _;
 
 /// Appends the names of the set bits, then what has no name.
@@ -47,6 +48,11 @@ macro_rules! flag_args {
             fn show(&self, _: &CallView<'_>, out: &mut String) {
                 const NAMES: &[(&str, u64)] = &[$((stringify!($flag), libc::$flag as u32 as u64)),*];
                 flag_args!(@$mode self.0 as u32 as u64, NAMES, out $(, $zero)?);
+            }
+
+            fn value(&self) -> Option<ArgValue<'_>> {
+                let whole = self.0 as u64;
+                Some(ArgValue::Flags(if size_of::<$ty>() == 8 { whole } else { u64::from(whole as u32) }))
             }
         }
     )*};
@@ -156,5 +162,8 @@ impl Arg for OpenFlags {
         if rest != 0 {
             let _ = write!(out, "|{rest:#x}");
         }
+    }
+    fn value(&self) -> Option<ArgValue<'_>> {
+        Some(ArgValue::Flags(self.0 as u32 as u64))
     }
 }

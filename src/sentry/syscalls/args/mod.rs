@@ -11,6 +11,7 @@ pub(crate) use structs::{InTimespec, OutFdPair, OutStat, OutTimespec};
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::{GuestMemory, GuestMemoryExt as _};
+use crate::sentry::hook::ArgValue;
 use crate::sentry::signals::signal_name;
 use std::ffi::{CStr, CString};
 use std::fmt::Write as _;
@@ -47,6 +48,19 @@ pub(crate) trait Arg: Sized + Clone {
 
     /// Appends the text that strace would show.
     fn show(&self, view: &CallView<'_>, out: &mut String);
+
+    /// Whether it is the path of a file.
+    const IS_PATH: bool = false;
+
+    /// What a hook sees; `None` for what is in the register.
+    fn value(&self) -> Option<ArgValue<'_>> {
+        None
+    }
+
+    /// What a hook puts in a path's place.
+    fn from_path(_path: CString) -> Option<Self> {
+        None
+    }
 }
 
 macro_rules! number_args {
@@ -59,6 +73,10 @@ macro_rules! number_args {
 
             fn show(&self, _: &CallView<'_>, out: &mut String) {
                 let _ = write!(out, "{self}");
+            }
+
+            fn value(&self) -> Option<ArgValue<'_>> {
+                Some(ArgValue::Word(*self as i64 as u64))
             }
         }
     )*};
@@ -74,6 +92,10 @@ impl Arg for GuestAddr {
     fn show(&self, _: &CallView<'_>, out: &mut String) {
         show_pointer(*self, out);
     }
+
+    fn value(&self) -> Option<ArgValue<'_>> {
+        Some(ArgValue::Address(*self))
+    }
 }
 
 fn show_pointer(addr: GuestAddr, out: &mut String) {
@@ -81,7 +103,7 @@ fn show_pointer(addr: GuestAddr, out: &mut String) {
 }
 
 macro_rules! wrapped_args {
-    ($($(#[$meta:meta])* $name:ident($ty:ty): |$value:ident, $out:ident| $show:expr;)*) => {$(
+    ($($(#[$meta:meta])* $name:ident($ty:ty) as $seen:expr, |$value:ident, $out:ident| $show:expr;)*) => {$(
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) struct $name(pub(crate) $ty);
@@ -96,21 +118,29 @@ macro_rules! wrapped_args {
                 let $value = self.0;
                 let _ = $show;
             }
+
+            fn value(&self) -> Option<ArgValue<'_>> {
+                Some($seen(self.0.into()))
+            }
         }
     )*};
 }
 
 wrapped_args! {
     /// A descriptor.
-    Fd(i32): |fd, out| write!(out, "{fd}");
+    Fd(i32) as ArgValue::Fd, |fd, out| write!(out, "{fd}");
     /// A descriptor of a directory, or `AT_FDCWD`.
-    DirFd(i32): |fd, out| if fd == libc::AT_FDCWD { write!(out, "AT_FDCWD") } else { write!(out, "{fd}") };
+    DirFd(i32) as ArgValue::Fd, |fd, out| if fd == libc::AT_FDCWD { write!(out, "AT_FDCWD") } else { write!(out, "{fd}") };
     /// File mode bits.
-    Mode(u32): |mode, out| if mode == 0 { write!(out, "000") } else { write!(out, "{mode:#05o}").map(|()| fix_octal(out)) };
+    Mode(u32) as ArgValue::Flags, |mode, out| if mode == 0 { write!(out, "000") } else { write!(out, "{mode:#05o}").map(|()| fix_octal(out)) };
     /// A signal number.
-    Signo(i32): |signo, out| write!(out, "{}", signal_name(signo));
+    Signo(i32) as signed, |signo, out| write!(out, "{}", signal_name(signo));
     /// A number shown in hexadecimal.
-    Hex(u64): |number, out| write!(out, "{number:#x}");
+    Hex(u64) as ArgValue::Word, |number, out| write!(out, "{number:#x}");
+}
+
+fn signed(number: i64) -> ArgValue<'static> {
+    ArgValue::Word(number as u64)
 }
 
 /// Rust writes octal numbers as `0o644`, C as `0644`.
@@ -138,6 +168,40 @@ impl Arg for Path {
     fn show(&self, _: &CallView<'_>, out: &mut String) {
         show_string(self.0.as_bytes(), self.0.as_bytes().len(), out);
     }
+
+    const IS_PATH: bool = true;
+
+    fn value(&self) -> Option<ArgValue<'_>> {
+        Some(ArgValue::Path(&self.0))
+    }
+
+    fn from_path(path: CString) -> Option<Self> {
+        Some(Self(path))
+    }
+}
+
+/// Another string, read from the guest once: a name, the target of a symbolic link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Text(pub(crate) CString);
+
+impl Text {
+    pub(crate) fn as_c_str(&self) -> &CStr {
+        &self.0
+    }
+}
+
+impl Arg for Text {
+    fn decode(raw: u64, memory: &dyn GuestMemory) -> Result<Self, Errno> {
+        memory.read_path(GuestAddr::new(raw)).map(Text)
+    }
+
+    fn show(&self, _: &CallView<'_>, out: &mut String) {
+        show_string(self.0.as_bytes(), self.0.as_bytes().len(), out);
+    }
+
+    fn value(&self) -> Option<ArgValue<'_>> {
+        Some(ArgValue::Text(&self.0))
+    }
 }
 
 /// A path that may be a null pointer.
@@ -158,6 +222,16 @@ impl Arg for OptionalPath {
             Some(path) => show_string(path.as_bytes(), path.as_bytes().len(), out),
             None => out.push_str("NULL"),
         }
+    }
+
+    const IS_PATH: bool = true;
+
+    fn value(&self) -> Option<ArgValue<'_>> {
+        Some(self.0.as_deref().map_or(ArgValue::Address(GuestAddr::NULL), ArgValue::Path))
+    }
+
+    fn from_path(path: CString) -> Option<Self> {
+        Some(Self(Some(path)))
     }
 }
 

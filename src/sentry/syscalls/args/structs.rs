@@ -6,6 +6,7 @@ use crate::sentry::abi::Timespec;
 use crate::sentry::errno::Errno;
 use crate::sentry::file::StatView;
 use crate::sentry::guest_memory::{GuestMemory, GuestMemoryExt as _};
+use crate::sentry::hook::ArgValue;
 use std::fmt::Write as _;
 
 fn show_timespec(memory: &dyn GuestMemory, addr: GuestAddr, out: &mut String) {
@@ -33,6 +34,10 @@ macro_rules! pointer_arg {
             fn show(&self, $view: &CallView<'_>, $out: &mut String) {
                 let $this = self.0;
                 $show
+            }
+
+            fn value(&self) -> Option<ArgValue<'_>> {
+                Some(ArgValue::Address(self.0))
             }
         }
     };
