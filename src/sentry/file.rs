@@ -10,7 +10,7 @@ use super::socket::Socket;
 use super::syscalls::Epoll;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 /// The type of a file, as far as reads, writes and waits treat types differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +68,8 @@ pub(crate) struct File {
     socket: OnceLock<Socket>,
     /// The host cannot read or write it without waiting (`RWF_NOWAIT`): it has to be polled.
     needs_poll: AtomicBool,
+    /// `F_SETOWN`: a process, or minus a group; 0 for none.
+    owner: AtomicI32,
 }
 
 impl File {
@@ -80,6 +82,7 @@ impl File {
             kind: Kind::Host,
             socket: OnceLock::new(),
             needs_poll: AtomicBool::new(false),
+            owner: AtomicI32::new(0),
         }
     }
 
@@ -95,6 +98,14 @@ impl File {
             return Err(Errno::ENOTSOCK);
         }
         Ok(self.socket.get_or_init(|| Socket::of_host(self.host.as_fd())))
+    }
+
+    pub(crate) fn owner(&self) -> i32 {
+        self.owner.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_owner(&self, owner: i32) {
+        self.owner.store(owner, Ordering::Relaxed);
     }
 
     pub(crate) fn needs_poll(&self) -> bool {

@@ -5,6 +5,7 @@ use super::args::{FcntlCommand, Fd, Hex, OpenFlags};
 use super::record_lock;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
+use crate::sentry::file::File;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::task::Task;
@@ -73,16 +74,39 @@ pub(super) fn fcntl(task: &mut Task, fd: Fd, command: FcntlCommand, arg: Hex) ->
             let other = i32::try_from(number).map_err(|_| Errno::EBADF)?;
             Ok(i64::from(Arc::ptr_eq(&file, &task.file(other)?)))
         }
-        // Whom SIGIO is for is a matter of the host's processes: nobody is sent it here. Programs that ask for it beside
-        // waiting by other means (nginx) go on.
-        libc::F_GETOWN | libc::F_SETOWN | F_GETSIG => Ok(0),
+        // Whom SIGIO is for is recorded, but nobody is sent it: to the host it would be the supervisor. Programs that ask
+        // for it beside waiting by other means (nginx) go on.
+        libc::F_SETOWN => set_owner(task, &file, number as i32).map(|()| 0),
+        libc::F_GETOWN => Ok(i64::from(file.owner())),
+        F_GETSIG => Ok(0),
         F_GETOWN_EX => {
             const F_OWNER_PID: i32 = 1;
-            task.memory().write_object(GuestAddr::new(number), &[F_OWNER_PID, 0]).map(|()| 0)
+            const F_OWNER_PGRP: i32 = 2;
+            let owner = file.owner();
+            let kind = if owner < 0 { F_OWNER_PGRP } else { F_OWNER_PID };
+            let owner = [kind, owner.saturating_abs()];
+            task.memory().write_object(GuestAddr::new(number), &owner).map(|()| 0)
         }
         libc::F_SETLEASE if number == libc::F_UNLCK as u64 => Err(Errno::EAGAIN),
         _ => Err(Errno::EINVAL),
     }
+}
+
+/// `F_SETOWN` (fs/fcntl.c `f_setown`): a process, minus a group, or nobody.
+fn set_owner(task: &Task, file: &File, owner: i32) -> Result<(), Errno> {
+    let wanted = owner.checked_abs().ok_or(Errno::EINVAL)?;
+    let known = wanted == 0 || {
+        let tree = task.kernel().tree();
+        match owner {
+            1.. => tree.process_of(wanted).is_some(),
+            _ => tree.nodes().any(|node| node.group == wanted),
+        }
+    };
+    if !known {
+        return Err(Errno::ESRCH);
+    }
+    file.set_owner(owner);
+    Ok(())
 }
 
 pub(super) fn flock(task: &mut Task, fd: Fd, operation: i32) -> SysResult {
