@@ -140,6 +140,9 @@ impl Program {
                 },
                 None => error,
             })?;
+            if is_being_written(&file) {
+                return Err(LoadError::Open { path: shown(&path), errno: Errno::ETXTBSY });
+            }
             let mut head = [0; script::HEAD_LEN];
             let len = host::pread64(file.as_fd(), &mut head[..], 0)
                 .map_err(|errno| LoadError::Open { path: shown(&path), errno })?;
@@ -153,9 +156,6 @@ impl Program {
                     .collect();
                 named_by = Some(std::mem::replace(&mut path, line.interpreter));
                 continue;
-            }
-            if is_being_written(&file) {
-                return Err(LoadError::Open { path: shown(&path), errno: Errno::ETXTBSY });
             }
             let main = ElfFile::parse(Arc::new(file), &shown(&path))?;
             let interpreter = match &main.interpreter {

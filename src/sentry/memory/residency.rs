@@ -24,7 +24,8 @@ impl Mm {
                 .find(addr)
                 .is_some_and(|region| !region.shared && !matches!(region.backing, Backing::File { .. }));
             let entry = u64::from_ne_bytes(entry.try_into().map_err(|_| Errno::EIO)?);
-            *byte = u8::from(!is_private || entry & PRESENT_OR_SWAPPED != 0);
+            let is_locked = state.locked.iter().any(|(from, to)| (*from..*to).contains(&addr));
+            *byte = u8::from(!is_private || is_locked || entry & PRESENT_OR_SWAPPED != 0);
         }
         Ok(resident)
     }
