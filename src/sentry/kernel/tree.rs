@@ -180,12 +180,17 @@ impl Tree {
         self.threads.insert(thread.tid(), Arc::clone(thread));
     }
 
-    /// Takes a thread out; `true` if it was the last of its process.
-    pub(super) fn remove_thread(&mut self, thread: &Arc<TaskHandle>) -> bool {
-        self.running = self.running.saturating_sub(1);
+    /// The id of a thread that ends stands for nobody any more.
+    pub(crate) fn forget_id(&mut self, thread: &Arc<TaskHandle>) {
         if self.threads.get(&thread.tid()).is_some_and(|found| Arc::ptr_eq(found, thread)) {
             self.threads.remove(&thread.tid());
         }
+    }
+
+    /// Takes a thread out; `true` if it was the last of its process.
+    pub(super) fn remove_thread(&mut self, thread: &Arc<TaskHandle>) -> bool {
+        self.running = self.running.saturating_sub(1);
+        self.forget_id(thread);
         let mut threads = thread.process.threads();
         threads.retain(|other| !Arc::ptr_eq(other, thread));
         threads.is_empty()

@@ -3,6 +3,7 @@
 use super::Task;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::process::lock;
+use crate::sentry::signals::SignalSet;
 use crate::sentry::task::ExitStatus;
 use crate::{GuestAddr, SwitchError};
 use std::sync::Arc;
@@ -38,6 +39,7 @@ impl Task {
 
     fn finish(mut self, status: ExitStatus) {
         self.tell_of_end(status);
+        self.withdraw();
         self.release_robust_mutexes();
         self.clear_tid();
         self.context.count_answers();
@@ -57,6 +59,17 @@ impl Task {
         kernel.thread_ended(&handle, status, usage);
         // The thread may run another guest's task next, or be the embedder's.
         kernel.act_as_supervisor();
+    }
+
+    /// Signals for the process are for other threads from here on (`exit_signals`), and the id is nobody's any more:
+    /// whoever has joined the thread will not find it. The first thread's is the process's.
+    fn withdraw(&self) {
+        let unblocked = SignalSet(!self.handle.mask().0);
+        self.handle.store_mask(SignalSet(u64::MAX));
+        self.process.retarget(unblocked);
+        if self.tid() != self.process.pid {
+            self.kernel().tree().forget_id(&self.handle);
+        }
     }
 
     /// `CLONE_CHILD_CLEARTID`: zeroes the word and wakes who waits for it (kernel/fork.c `mm_release`).
