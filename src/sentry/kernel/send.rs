@@ -38,10 +38,12 @@ impl Tree {
         if dead || process.ending().is_some() {
             return Ok(());
         }
+        if signo == libc::SIGKILL {
+            // Before whatever else is pending, and before a stopped process goes on.
+            process.end(ExitStatus::Signaled(signo));
+        }
         self.prepare(process, signo);
         if signo == libc::SIGKILL {
-            // Before whatever else is pending, and whatever each thread does.
-            process.end(ExitStatus::Signaled(signo));
             return Ok(());
         }
         let threads = process.threads().clone();
