@@ -360,7 +360,7 @@ pub(crate) mod fake {
     use crate::sentry::hook::{Hook, Verdict};
     use crate::sentry::syscalls::parameters_of;
 
-    /// A task with some memory, in the directory `/work`.
+    /// A task with some memory, in the directory `/srv`.
     pub(crate) struct FakeCaller {
         pub(crate) id: TaskId,
         pub(crate) memory: FakeMemory,
@@ -376,7 +376,7 @@ pub(crate) mod fake {
         }
 
         fn directory_path(&self, dirfd: i32) -> Option<PathBuf> {
-            (dirfd == libc::AT_FDCWD).then(|| PathBuf::from("/work"))
+            (dirfd == libc::AT_FDCWD).then(|| PathBuf::from("/srv"))
         }
     }
 
@@ -415,7 +415,7 @@ mod tests {
 
         fn before(&self, (): &mut (), call: &mut Call<'_>) -> Verdict {
             assert_eq!(call.arg(1).unwrap().value(), ArgValue::Path(c"etc/passwd"));
-            assert_eq!(call.absolute_path(1).unwrap().to_str(), Some("/work/etc/passwd"));
+            assert_eq!(call.absolute_path(1).unwrap().to_str(), Some("/srv/etc/passwd"));
             assert_eq!(call.absolute_path(0), None);
             assert_eq!(call.arg(2).unwrap().value(), ArgValue::Flags(libc::O_CLOEXEC as u64));
             assert_eq!((call.arg(2).unwrap().name(), call.arg(4).is_none()), ("flags", true));
