@@ -45,8 +45,8 @@ pub(crate) fn start(
     let bottom = platform.min_user_address().raw();
     let layout = Layout::random(bottom, platform.max_user_address().raw(), stack_limit);
     let mm = Arc::new(Mm::new(platform.new_address_space()?, layout));
-    let image = program.load(&mm, vdso)?;
     let mut context = platform.new_context()?;
+    let image = program.load(&mm, &mut context, vdso)?;
     let registers = context.registers_mut();
     registers.rip = image.entry.raw();
     registers.rsp = image.stack_pointer.raw();

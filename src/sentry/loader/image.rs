@@ -5,8 +5,8 @@ use super::stack::{Auxiliary, InitialStack};
 use super::{LoadError, Program};
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemory;
-use crate::sentry::memory::{Hands, MapRequest, Mm};
-use crate::{GuestAddr, PAGE_SIZE, Vdso};
+use crate::sentry::memory::{MapRequest, Mm, page_up};
+use crate::{Context, GuestAddr, PAGE_SIZE, Vdso};
 use std::sync::Arc;
 
 /// A program in memory: where it starts and what `/proc` says of it.
@@ -32,11 +32,16 @@ struct Mapped {
 
 impl Program {
     /// Maps the program, its interpreter and its stack.
-    pub(crate) fn load(&self, mm: &Mm, vdso: Option<Vdso>) -> Result<Image, LoadError> {
+    pub(crate) fn load(
+        &self,
+        mm: &Mm,
+        context: &mut Context,
+        vdso: Option<Vdso>,
+    ) -> Result<Image, LoadError> {
         let layout = mm.layout();
-        let main = map_elf(mm, &self.main, Some(layout.pie_base))?;
+        let main = map_elf(mm, context, &self.main, Some(layout.pie_base))?;
         let interpreter = match &self.interpreter {
-            Some(file) => Some((file, map_elf(mm, file, None)?)),
+            Some(file) => Some((file, map_elf(mm, context, file, None)?)),
             None => None,
         };
         mm.set_brk_start(main.end + layout.brk_gap);
@@ -73,18 +78,17 @@ impl Program {
 }
 
 /// Maps all segments; a relocatable file goes to `wish`, or wherever there is room.
-fn map_elf(mm: &Mm, file: &ElfFile, wish: Option<u64>) -> Result<Mapped, LoadError> {
+fn map_elf(mm: &Mm, context: &mut Context, file: &ElfFile, wish: Option<u64>) -> Result<Mapped, LoadError> {
     let fail = |errno| LoadError::Map { path: file.path.clone(), errno };
     let (start, end) = file.span();
     let bias = if file.relocatable {
         let base = match wish {
             Some(base) => base.next_multiple_of(file.align),
             None => {
-                // The platform has no "reserve" without mapping: find the place by mapping it, then let go.
                 let room = (end - start).checked_add(file.align).ok_or_else(|| fail(Errno::ENOMEM))?;
-                let found = mm.map(&mut Hands::Leader, &anonymous(0, room, 0, 0)).map_err(fail)?;
-                mm.unmap(&mut Hands::Leader, found, room).map_err(fail)?;
-                (found.raw() + room - (end - start)) / file.align * file.align
+                let found =
+                    page_up(room).ok_or(Errno::ENOMEM).and_then(|room| mm.find_room(room)).map_err(fail)?;
+                (found + room - (end - start)) / file.align * file.align
             }
         };
         base.wrapping_sub(start)
@@ -92,13 +96,19 @@ fn map_elf(mm: &Mm, file: &ElfFile, wish: Option<u64>) -> Result<Mapped, LoadErr
         0
     };
     for segment in &file.segments {
-        map_segment(mm, file, segment, bias).map_err(fail)?;
+        map_segment(mm, context, file, segment, bias).map_err(fail)?;
     }
     Ok(Mapped { bias, end: bias.wrapping_add(end) })
 }
 
 /// Maps one segment: its file part, the zeroed rest of that part's last page, and whole zero pages.
-fn map_segment(mm: &Mm, file: &ElfFile, segment: &Segment, bias: u64) -> Result<(), Errno> {
+fn map_segment(
+    mm: &Mm,
+    context: &mut Context,
+    file: &ElfFile,
+    segment: &Segment,
+    bias: u64,
+) -> Result<(), Errno> {
     let vaddr = bias.wrapping_add(segment.vaddr);
     let start = vaddr / PAGE_SIZE * PAGE_SIZE;
     let in_page = vaddr - start;
@@ -108,7 +118,7 @@ fn map_segment(mm: &Mm, file: &ElfFile, segment: &Segment, bias: u64) -> Result<
         let file_end = vaddr + segment.file_len;
         zero_from = file_end.next_multiple_of(PAGE_SIZE);
         mm.map(
-            &mut Hands::Leader,
+            context,
             &MapRequest {
                 addr: GuestAddr::new(start),
                 len: zero_from - start,
@@ -124,10 +134,7 @@ fn map_segment(mm: &Mm, file: &ElfFile, segment: &Segment, bias: u64) -> Result<
         }
     }
     if memory_end > zero_from {
-        mm.map(
-            &mut Hands::Leader,
-            &anonymous(zero_from, memory_end - zero_from, segment.prot, libc::MAP_FIXED),
-        )?;
+        mm.map(context, &anonymous(zero_from, memory_end - zero_from, segment.prot, libc::MAP_FIXED))?;
     }
     Ok(())
 }

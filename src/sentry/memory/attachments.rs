@@ -1,10 +1,10 @@
 //! Shared mappings of one open file (shmat(2)).
 
+use super::Mm;
 use super::region::{Backing, Region};
-use super::{Hands, Mm};
-use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::file::File;
+use crate::{Context, GuestAddr};
 use std::sync::Arc;
 
 fn shared_file(region: &Region) -> Option<&Arc<File>> {
@@ -28,7 +28,7 @@ impl Mm {
     /// Unmaps what of a range is a shared mapping of that open file.
     pub(crate) fn unmap_file(
         &self,
-        hands: &mut Hands<'_>,
+        context: &mut Context,
         addr: GuestAddr,
         len: u64,
         file: &Arc<File>,
@@ -45,7 +45,7 @@ impl Mm {
                 .collect()
         };
         for (start, end) in parts {
-            self.unmap(hands, GuestAddr::new(start), end - start)?;
+            self.unmap(context, GuestAddr::new(start), end - start)?;
         }
         Ok(())
     }

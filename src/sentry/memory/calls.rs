@@ -1,10 +1,10 @@
 //! mmap(2) and its kin, on the record and on the platform's address space.
 
-use super::{Backing, Hands, MappedFile, Mm, Region, State, page_range, page_up, protection};
+use super::{Backing, MappedFile, Mm, Region, State, page_range, page_up, protection};
 use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, StatView};
 use crate::sentry::host;
-use crate::{Advice, GuestAddr, PAGE_SIZE, Protection, Sharing};
+use crate::{Advice, Context, GuestAddr, PAGE_SIZE, Protection, Sharing};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -57,8 +57,13 @@ impl State {
 }
 
 impl Mm {
-    /// mmap(2).
-    pub(crate) fn map(&self, hands: &mut Hands<'_>, request: &MapRequest) -> Result<GuestAddr, Errno> {
+    /// Where a mapping of that length would go; nothing is reserved.
+    pub(crate) fn find_room(&self, len: u64) -> Result<u64, Errno> {
+        self.state().place(GuestAddr::NULL, len, 0)
+    }
+
+    /// mmap(2). The stub thread of `context` makes it, as the other changes, if it is at hand, else the leader.
+    pub(crate) fn map(&self, context: &mut Context, request: &MapRequest) -> Result<GuestAddr, Errno> {
         let shared = match request.flags & libc::MAP_TYPE {
             libc::MAP_PRIVATE => false,
             libc::MAP_SHARED => true,
@@ -94,7 +99,7 @@ impl Mm {
                 shared_memory_backing(memory)
             }
             None => {
-                hands.map_anonymous(self.space(), addr, len, protection)?;
+                context.memory(self.space()).map_anonymous(addr, len, protection)?;
                 Backing::Anonymous
             }
         };
@@ -107,7 +112,7 @@ impl Mm {
             let advice =
                 if protection.write && !shared { Advice::PopulateWrite } else { Advice::PopulateRead };
             // Populating is best effort, as in the kernel.
-            let _ = hands.advise(self.space(), addr, len, advice);
+            let _ = context.memory(self.space()).advise(addr, len, advice);
         }
         Ok(addr)
     }
@@ -123,14 +128,14 @@ impl Mm {
     }
 
     /// munmap(2).
-    pub(crate) fn unmap(&self, hands: &mut Hands<'_>, addr: GuestAddr, len: u64) -> Result<(), Errno> {
+    pub(crate) fn unmap(&self, context: &mut Context, addr: GuestAddr, len: u64) -> Result<(), Errno> {
         let (start, end) = page_range(addr, len, Errno::EINVAL)?;
         let mut state = self.state();
         if len == 0 || end > state.layout.top {
             return Err(Errno::EINVAL);
         }
         if !state.map.is_free(start, end) {
-            hands.unmap(self.space(), addr, end - start)?;
+            context.memory(self.space()).unmap(addr, end - start)?;
             state.map.remove(start, end);
             state.forget_locked(start, end);
             state.forget_fork_advice(start, end);
@@ -141,7 +146,7 @@ impl Mm {
     /// mprotect(2).
     pub(crate) fn protect(
         &self,
-        hands: &mut Hands<'_>,
+        context: &mut Context,
         addr: GuestAddr,
         len: u64,
         bits: u64,
@@ -159,13 +164,13 @@ impl Mm {
         if !state.map.is_covered(start, end) {
             return Err(Errno::ENOMEM);
         }
-        hands.protect(self.space(), addr, end - start, protection)?;
+        context.memory(self.space()).protect(addr, end - start, protection)?;
         state.map.protect(start, end, protection);
         Ok(())
     }
 
     /// brk(2): the new end of the heap, or the old one when it cannot move there.
-    pub(crate) fn brk(&self, hands: &mut Hands<'_>, wanted: GuestAddr) -> GuestAddr {
+    pub(crate) fn brk(&self, context: &mut Context, wanted: GuestAddr) -> GuestAddr {
         let mut state = self.state();
         let wanted = wanted.raw();
         if wanted >= state.brk_start
@@ -177,14 +182,14 @@ impl Mm {
                 // One page stays free between the heap and what is above it, as in the kernel.
                 let grown = state.map.is_free(old, new + PAGE_SIZE)
                     && state.check_room(&self.limits, new - old, true, (old, old)).is_ok()
-                    && hands.map_anonymous(self.space(), GuestAddr::new(old), new - old, rw).is_ok();
+                    && context.memory(self.space()).map_anonymous(GuestAddr::new(old), new - old, rw).is_ok();
                 if grown {
                     let backing = Backing::Named("[heap]");
                     state.map.insert(Region { start: old, end: new, protection: rw, shared: false, backing });
                 }
                 grown
             } else if new < old {
-                let shrunk = hands.unmap(self.space(), GuestAddr::new(new), old - new).is_ok();
+                let shrunk = context.memory(self.space()).unmap(GuestAddr::new(new), old - new).is_ok();
                 if shrunk {
                     state.map.remove(new, old);
                 }
@@ -202,7 +207,7 @@ impl Mm {
     /// madvise(2).
     pub(crate) fn advise(
         &self,
-        hands: &mut Hands<'_>,
+        context: &mut Context,
         addr: GuestAddr,
         len: u64,
         advice: i32,
@@ -244,7 +249,7 @@ impl Mm {
         for (from, to) in parts {
             hole |= from > covered_to;
             covered_to = to;
-            hands.advise(self.space(), GuestAddr::new(from), to - from, advice)?;
+            context.memory(self.space()).advise(GuestAddr::new(from), to - from, advice)?;
         }
         if hole || covered_to < end { Err(Errno::ENOMEM) } else { Ok(()) }
     }

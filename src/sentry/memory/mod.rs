@@ -3,7 +3,6 @@
 mod attachments;
 mod calls;
 mod fork_advice;
-mod hands;
 mod layout;
 mod map;
 mod proc_maps;
@@ -13,7 +12,6 @@ mod residency;
 mod room;
 
 pub(crate) use calls::MapRequest;
-pub(crate) use hands::Hands;
 pub(crate) use layout::Layout;
 pub(crate) use map::MemoryMap;
 pub(crate) use proc_maps::AreaSizes;

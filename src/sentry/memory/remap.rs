@@ -1,10 +1,10 @@
 //! mremap(2), and holes in shared memory.
 
-use super::{Backing, Hands, Mm, Region, State, page_range, page_up};
+use super::{Backing, Mm, Region, State, page_range, page_up};
 use crate::sentry::errno::Errno;
 use crate::sentry::file::File;
 use crate::sentry::host;
-use crate::{GuestAddr, Sharing};
+use crate::{Context, GuestAddr, Sharing};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ impl Mm {
     /// mremap(2).
     pub(crate) fn remap(
         &self,
-        hands: &mut Hands<'_>,
+        context: &mut Context,
         addr: GuestAddr,
         old_len: u64,
         new_len: u64,
@@ -50,7 +50,7 @@ impl Mm {
             return Err(Errno::EINVAL);
         }
         if new_len < old_len {
-            hands.unmap(self.space(), GuestAddr::new(start + new_len), old_len - new_len)?;
+            context.memory(self.space()).unmap(GuestAddr::new(start + new_len), old_len - new_len)?;
             state.map.remove(start + new_len, end);
         }
         let kept = old_len.min(new_len);

@@ -5,7 +5,7 @@ use super::args::{Fd, Hex, MapFlags, MemoryAdvice, Protections, RemapFlags, Sync
 use crate::GuestAddr;
 use crate::sentry::credentials::cap;
 use crate::sentry::errno::Errno;
-use crate::sentry::memory::{Hands, MapRequest};
+use crate::sentry::memory::MapRequest;
 use crate::sentry::task::Task;
 
 impl Task {
@@ -37,15 +37,15 @@ pub(super) fn mmap(
     let offset = if file.is_some() { offset.0 } else { 0 };
     task.apply_memory_limits();
     let request = MapRequest { addr, len, prot: prot.0, flags: flags.0, file, offset };
-    task.mm.map(&mut Hands::Own(&mut task.context), &request).map(address)
+    task.mm.map(&mut task.context, &request).map(address)
 }
 
 pub(super) fn munmap(task: &mut Task, addr: GuestAddr, len: u64) -> SysResult {
-    task.mm.unmap(&mut Hands::Own(&mut task.context), addr, len).map(|()| 0)
+    task.mm.unmap(&mut task.context, addr, len).map(|()| 0)
 }
 
 pub(super) fn mprotect(task: &mut Task, addr: GuestAddr, len: u64, prot: Protections) -> SysResult {
-    task.mm.protect(&mut Hands::Own(&mut task.context), addr, len, prot.0).map(|()| 0)
+    task.mm.protect(&mut task.context, addr, len, prot.0).map(|()| 0)
 }
 
 pub(super) fn mremap(
@@ -57,16 +57,16 @@ pub(super) fn mremap(
     new_addr: GuestAddr,
 ) -> SysResult {
     task.apply_memory_limits();
-    task.mm.remap(&mut Hands::Own(&mut task.context), addr, old_len, new_len, flags.0, new_addr).map(address)
+    task.mm.remap(&mut task.context, addr, old_len, new_len, flags.0, new_addr).map(address)
 }
 
 pub(super) fn brk(task: &mut Task, addr: GuestAddr) -> SysResult {
     task.apply_memory_limits();
-    Ok(address(task.mm.brk(&mut Hands::Own(&mut task.context), addr)))
+    Ok(address(task.mm.brk(&mut task.context, addr)))
 }
 
 pub(super) fn madvise(task: &mut Task, addr: GuestAddr, len: u64, advice: MemoryAdvice) -> SysResult {
-    task.mm.advise(&mut Hands::Own(&mut task.context), addr, len, advice.0).map(|()| 0)
+    task.mm.advise(&mut task.context, addr, len, advice.0).map(|()| 0)
 }
 
 pub(super) fn msync(task: &mut Task, addr: GuestAddr, len: u64, flags: SyncFlags) -> SysResult {

@@ -5,7 +5,7 @@ use crate::sentry::errno::Errno;
 use crate::sentry::file::File;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
-use crate::sentry::memory::{Hands, MapRequest};
+use crate::sentry::memory::MapRequest;
 use crate::sentry::process::lock;
 use crate::sentry::syscalls::SysResult;
 use crate::sentry::task::Task;
@@ -171,7 +171,7 @@ pub(in crate::sentry::syscalls) fn shmat(task: &mut Task, id: i32, addr: GuestAd
         file: Some(Arc::clone(&file)),
         offset: 0,
     };
-    let at = task.mm.map(&mut Hands::Own(&mut task.context), &request).map_err(|errno| match errno {
+    let at = task.mm.map(&mut task.context, &request).map_err(|errno| match errno {
         Errno::EEXIST => Errno::EINVAL,
         other => other,
     })?;
@@ -198,7 +198,7 @@ pub(in crate::sentry::syscalls) fn shmdt(task: &mut Task, addr: GuestAddr) -> Sy
         segment.last_user = task.process.pid;
         segment.size
     };
-    task.mm.unmap_file(&mut Hands::Own(&mut task.context), addr, len, &file)?;
+    task.mm.unmap_file(&mut task.context, addr, len, &file)?;
     drop(file);
     clear(&mut lock(&task.kernel().ipc.memory));
     Ok(0)
