@@ -267,8 +267,7 @@ impl Table {
     fn stub_thread(&mut self, base: u64) {
         use FilterKind::Guest;
         use SyscallSite::{
-            ExitGroup, FastExecute, FastPass, FastWait, FastWake, ThreadExecute, ThreadExit, ThreadWait,
-            ThreadWake,
+            ExitGroup, FastExecute, FastPass, FastWait, FastWake, ThreadExecute, ThreadWait, ThreadWake,
         };
         let slots = base + layout::SYSMSG;
         let in_slots = [
@@ -303,7 +302,6 @@ impl Table {
             let conditions = [eq32(0, command), eq32(1, 0)];
             self.add(Guest, ThreadExecute, "membarrier", libc::SYS_membarrier, conditions, why);
         }
-        self.add(Guest, ThreadExit, "exit", libc::SYS_exit, [], "ends the caller");
         self.add(Guest, ExitGroup, "exit_group", libc::SYS_exit_group, [], "ends the stub process");
     }
 
