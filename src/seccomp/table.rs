@@ -11,8 +11,9 @@ use systrap_stub::layout::{self, rodata};
 
 /// Which filter a row belongs to.
 ///
-/// Every thread of a stub process runs under the base filter; stub threads run under the guest filter as
-/// well, and the stricter answer counts. A row of the guest filter therefore is in the base filter too.
+/// Every thread of a stub process runs under the base filter, which has all rows; stub threads run under the guest filter
+/// as well, and the stricter answer counts. No site has rows of both, so that the guest filter need only ask where a call
+/// comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FilterKind {
