@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use adversary::{DATA, Puppet, Slots, context, expect_call, guest, maps_of, platform, stub_base};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind};
 use systrap::seccomp::rows;
-use systrap::{AddressSpace, Event, GuestAddr, MapError, Options, Protection, Sharing, SwitchError, Systrap};
+use systrap::{Event, GuestAddr, MapError, Options, Protection, Sharing, SwitchError, Systrap};
 use systrap_stub::code::{SyscallSite, entries_lie_in_text, text};
 use systrap_stub::layout;
 
