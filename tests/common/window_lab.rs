@@ -19,7 +19,8 @@ const END: u64 = 0x1000_0000;
 /// In the second page: what rbx points to, and rsp.
 const RBX: u64 = 0x400;
 const RSP: u64 = 0xa00;
-const _: () = assert!(DATA_LEN as u64 + 0x200 < RBX, "what is reached by rbx lies behind what is reached by rip");
+const _: () =
+    assert!(DATA_LEN as u64 + 0x200 < RBX, "what is reached by rbx lies behind what is reached by rip");
 /// Calls after which a run is cut off; a loop around a call goes on while the random result says so.
 const MOST_CALLS: usize = 12;
 /// CF PF AF ZF SF DF OF; AC would make misaligned windows fault, and a tracer cannot set ID.
@@ -228,8 +229,11 @@ impl<const N: usize> Histogram<N> {
     pub fn print(&self, titles: [&str; N], least: usize) {
         println!("{:<20} {}", "shape", titles.join(" "));
         for (shape, counts) in &self.0 {
-            let counted: Vec<String> =
-                counts.iter().zip(titles).map(|(n, title)| format!("{n:>width$}", width = title.len())).collect();
+            let counted: Vec<String> = counts
+                .iter()
+                .zip(titles)
+                .map(|(n, title)| format!("{n:>width$}", width = title.len()))
+                .collect();
             println!("{:<20} {}", format!("{shape:?}"), counted.join(" "));
             assert!(counts.iter().sum::<usize>() >= least, "{shape:?} is hardly tested");
         }
