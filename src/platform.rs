@@ -107,7 +107,7 @@ impl Systrap {
                     None => error,
                 },
             )?;
-        let patcher = Patcher::new(self.inner.options.patching_mode());
+        let patcher = Patcher::new(&self.inner.options);
         Ok(AddressSpace::new(Arc::clone(&self.inner), process, patcher))
     }
 

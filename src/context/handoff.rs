@@ -195,7 +195,7 @@ impl<'a> HandOff<'a> {
             }
             return Ok(SLEEP);
         }
-        if seen & Attention::INTERRUPT == 0 {
+        if seen & (Attention::INTERRUPT | Attention::STEP_ASIDE) == 0 {
             return Ok(SLEEP);
         }
         let now = Instant::now();

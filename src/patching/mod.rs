@@ -14,6 +14,8 @@ mod files;
 mod hands;
 mod invalidate;
 mod locate;
+mod retired;
+mod starved;
 mod trampolines;
 
 use std::collections::HashMap;
@@ -32,10 +34,12 @@ pub(crate) use files::Files;
 pub(crate) use hands::Hands;
 pub(crate) use invalidate::{Change, after_change, before_change, drop_all};
 pub(crate) use locate::{Found, locate, resume_at};
+use retired::Rounds;
+use starved::Starved;
 use trampolines::Blocks;
 
 use crate::address_space::SpaceInner;
-use crate::{GuestAddr, Patching};
+use crate::{GuestAddr, Options, Patching};
 
 /// How many results of planning a platform remembers, for all address spaces.
 const PLANS: usize = 64 * 1024;
@@ -61,17 +65,24 @@ pub(crate) struct Patcher {
     barriers: bool,
     /// Sites that a call came from, by the address behind them: whether one came as a patched call.
     executed: HashMap<u64, bool>,
+    limits: Limits,
+    rounds: Rounds,
+    starved: Starved,
 }
 
 impl Patcher {
-    pub(crate) fn new(mode: Patching) -> Self {
+    pub(crate) fn new(options: &Options) -> Self {
+        let limits = Limits { max_trampoline_bytes: options.trampoline_bytes_limit(), ..Limits::default() };
         Self {
-            mode,
+            mode: options.patching_mode(),
             code: CodeMap::default(),
-            patches: PatchMap::new(Limits::default()),
+            patches: PatchMap::new(limits),
             blocks: Blocks::default(),
             barriers: false,
             executed: HashMap::new(),
+            limits,
+            rounds: Rounds::default(),
+            starved: Starved::default(),
         }
     }
 
@@ -128,17 +139,33 @@ pub(crate) fn patch_trapped_site(space: &SpaceInner, hands: &Hands<'_>, site: Gu
         return Outcome::Refused;
     }
     let Some(code) = books.code.around(site) else { return Outcome::Refused };
+    if books.rounds.are_closed() {
+        return Outcome::Refused;
+    }
+    retired::advance(space, books, hands, false);
+    if books.starved.sits_out(at.get(), books.rounds.freed()) {
+        retired::advance(space, books, hands, true);
+        return Outcome::Refused;
+    }
     if patch_known_sites(space, hands, books, code) && books.patches.find(at).is_some() {
         return Outcome::Patched;
     }
     let attempt = Attempt { space, hands, code, site: at };
     match attempt.patch(books) {
-        Ok(()) => Outcome::Patched,
+        Ok(()) => {
+            books.starved.forget(at.get());
+            Outcome::Patched
+        }
         Err(Failure::Planned(refusal)) => {
             books.patches.refuse(at, refusal);
             Outcome::Refused
         }
         Err(Failure::NotNow) => Outcome::Refused,
+        Err(Failure::NoRoom) => {
+            books.starved.note(at.get(), books.rounds.freed());
+            retired::advance(space, books, hands, true);
+            Outcome::Refused
+        }
     }
 }
 
@@ -165,8 +192,10 @@ fn company_of_trapped(space: &SpaceInner) -> Company {
 enum Failure {
     /// For good: remembered.
     Planned(Refusal),
-    /// The guest changed its mappings, or other threads run that the patch would have to stop.
+    /// The guest changed its mappings.
     NotNow,
+    /// There is no memory for the trampoline, a bound is reached, or threads run that would have to stand.
+    NoRoom,
 }
 
 impl From<Refusal> for Failure {
@@ -189,6 +218,16 @@ enum Refused {
     /// Another plan may do.
     OtherPlan,
     NotNow,
+    NoRoom,
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NoRoom => Self::NoRoom,
+            Refused::OtherPlan | Refused::NotNow => Self::NotNow,
+        }
+    }
 }
 
 struct Attempt<'a> {
@@ -200,8 +239,8 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     fn patch(&self, books: &mut Patcher) -> Result<(), Failure> {
-        if books.patches.has_retired_near(self.site) && self.space.process.all_outside_trampolines() {
-            invalidate::reclaim(books, self.hands);
+        if books.patches.has_retired_near(self.site) {
+            retired::advance(self.space, books, self.hands, true);
         }
         let range = self.code.range;
         let first = range.0.max(self.site.get().saturating_sub(WINDOW_BEFORE as u64));
@@ -219,12 +258,12 @@ impl Attempt<'_> {
                 let hints = Hints { site_executed: true, occupied: &occupied, ..Hints::default() };
                 let plan = match usertrap::plan(&window, &hints) {
                     // Once the padding is free again there may be another plan.
-                    Err(_) if books.patches.has_retired_near(self.site) => return Err(Failure::NotNow),
+                    Err(_) if books.patches.has_retired_near(self.site) => return Err(Failure::NoRoom),
                     result => result?,
                 };
-                self.install(books, &plan, &window).map_err(|_| Failure::NotNow)
+                Ok(self.install(books, &plan, &window)?)
             }
-            other => other.map_err(|_| Failure::NotNow),
+            other => Ok(other?),
         }
     }
 
@@ -267,10 +306,12 @@ impl Attempt<'_> {
                 }
                 Err(InstallError::WrongMode) => {}
                 Err(InstallError::BytesChanged | InstallError::Overlaps) => return Err(Refused::OtherPlan),
+                Err(InstallError::Arena(_) | InstallError::TooManySites) => return Err(Refused::NoRoom),
                 Err(_) => return Err(Refused::NotNow),
             }
         }
-        Err(Refused::NotNow)
+        // No way to write it while others run.
+        Err(Refused::NoRoom)
     }
 
     /// A store failed: restore what may have been written.

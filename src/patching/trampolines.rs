@@ -41,11 +41,6 @@ impl Blocks {
         Memory { blocks: self, hands }
     }
 
-    /// All blocks: first address and length in bytes.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.blocks.iter().map(|(at, len)| (*at, *len))
-    }
-
     /// Whether a block has bytes in a range.
     pub(super) fn overlap(&self, (from, to): (u64, u64)) -> bool {
         self.blocks.range(..to).next_back().is_some_and(|(start, len)| start + len > from)
