@@ -267,6 +267,7 @@ impl Context {
     fn abandon_home(&mut self) {
         self.cool();
         if let Some(home) = self.home.take() {
+            patching::forget_changes(&home.space, self.key());
             home.space.process.detach(&self.attention);
             self.attention.turns().end();
         }

@@ -5,6 +5,7 @@ use std::sync::MutexGuard;
 
 use usertrap::{GuestRange, Loss, PatchMap, Removal, Step, WriteMode};
 
+use super::announced::{Announced, ContextKey};
 use super::code_map::{Code, is_patchable};
 use super::hands::Hands;
 use super::retired::{self, Rounds};
@@ -27,10 +28,28 @@ pub(crate) enum Change {
     },
 }
 
+impl Change {
+    /// The ranges that it concerns.
+    fn ranges(self) -> ([(u64, u64); 2], usize) {
+        match self {
+            Self::Gone(range) | Self::Protected(range, _) => ([range; 2], 1),
+            Self::Mapped(code) => ([code.range; 2], 1),
+            Self::Moved { old, new } => ([old, new], 2),
+        }
+    }
+}
+
+/// A change that was announced.
+#[derive(Debug)]
+#[must_use = "its range is kept free of trampolines until somebody says what became of it"]
+pub(crate) struct Pending {
+    change: Change,
+    then: Then,
+}
+
 /// What to note once a change is made: until then what it makes patchable is something else.
 #[derive(Debug)]
-#[must_use]
-pub(crate) enum Pending {
+enum Then {
     Nothing,
     Mapped(Vec<Code>),
     Protected((u64, u64), Protection),
@@ -39,6 +58,8 @@ pub(crate) enum Pending {
 /// Drops the patches that a change of mappings concerns, and notes what it takes away.
 pub(crate) fn before_change(space: &SpaceInner, change: Change) -> Pending {
     let mut books = lock(space);
+    let (ranges, count) = change.ranges();
+    books.announced.begin(ranges.get(..count).unwrap_or_default());
     let losses = match change {
         Change::Gone(range) => [Some((range, Loss::Unmapped)), None],
         Change::Mapped(code) => [Some((code.range, Loss::Unmapped)), None],
@@ -52,28 +73,68 @@ pub(crate) fn before_change(space: &SpaceInner, change: Change) -> Pending {
             books = drop_range(space, books, range, loss);
         }
     }
-    match change {
-        Change::Gone(range) => books.code.remove(range),
+    let then = match change {
+        Change::Gone(range) => {
+            books.code.remove(range);
+            Then::Nothing
+        }
         Change::Mapped(code) => {
             books.code.remove(code.range);
-            return Pending::Mapped(vec![code]);
+            Then::Mapped(vec![code])
         }
-        Change::Protected(range, prot) if is_patchable(prot) => return Pending::Protected(range, prot),
-        Change::Protected(range, prot) => books.code.protect(range, prot),
-        Change::Moved { old, new } => return Pending::Mapped(books.code.take_moved(old, new)),
-    }
-    Pending::Nothing
+        Change::Protected(range, prot) if is_patchable(prot) => Then::Protected(range, prot),
+        Change::Protected(range, prot) => {
+            books.code.protect(range, prot);
+            Then::Nothing
+        }
+        Change::Moved { old, new } => Then::Mapped(books.code.take_moved(old, new)),
+    };
+    Pending { change, then }
 }
 
 /// Notes what a change that was made has brought.
 pub(crate) fn after_change(space: &SpaceInner, pending: Pending) {
-    match pending {
-        Pending::Nothing => {}
-        Pending::Mapped(parts) => {
-            let mut books = lock(space);
-            parts.into_iter().for_each(|code| books.code.insert(code));
-        }
-        Pending::Protected(range, prot) => lock(space).code.protect(range, prot),
+    let mut books = lock(space);
+    end(&mut books, pending.change);
+    note(&mut books, pending.then);
+}
+
+/// The same for a change that the context will make when it goes on, before its guest does.
+pub(crate) fn change_later(space: &SpaceInner, change: Change, key: ContextKey) -> bool {
+    if !lock(space).announced.has_room(key) {
+        return false;
+    }
+    let pending = before_change(space, change);
+    let mut books = lock(space);
+    let (ranges, count) = change.ranges();
+    end(&mut books, change);
+    for range in ranges.iter().take(count) {
+        books.announced.put_off(key, *range);
+    }
+    note(&mut books, pending.then);
+    true
+}
+
+/// A change was refused.
+pub(crate) fn not_changed(space: &SpaceInner, pending: &Pending) {
+    end(&mut lock(space), pending.change);
+}
+
+/// A context leaves the address space.
+pub(crate) fn forget_changes(space: &SpaceInner, key: ContextKey) {
+    lock(space).announced.forget(key);
+}
+
+fn end(books: &mut Patcher, change: Change) {
+    let (ranges, count) = change.ranges();
+    books.announced.end(ranges.get(..count).unwrap_or_default());
+}
+
+fn note(books: &mut Patcher, then: Then) {
+    match then {
+        Then::Nothing => {}
+        Then::Mapped(parts) => parts.into_iter().for_each(|code| books.code.insert(code)),
+        Then::Protected(range, prot) => books.code.protect(range, prot),
     }
 }
 
@@ -97,9 +158,9 @@ impl Patcher {
         };
         let (code, blocks, limits) = (self.code.clone(), self.blocks.clone(), self.limits);
         // Nobody runs in the copy: what is retired can be freed whenever that is wanted.
-        let (rounds, starved) = (Rounds::default(), Starved::default());
+        let (rounds, starved, announced) = (Rounds::default(), Starved::default(), Announced::default());
         let executed = HashMap::new();
-        Patcher { mode, code, patches, blocks, barriers: false, executed, limits, rounds, starved }
+        Patcher { mode, code, patches, blocks, barriers: false, executed, limits, rounds, starved, announced }
     }
 }
 

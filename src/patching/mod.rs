@@ -7,6 +7,7 @@
 //! A guest's stub thread never runs while its own context patches, but its siblings may: then a patch is one atomic
 //! store, or `int3` first with core-serialising barriers; see `usertrap::WriteMode`.
 
+mod announced;
 mod batch;
 mod code_map;
 mod eager;
@@ -27,12 +28,16 @@ use usertrap::{
     WINDOW_AFTER, WINDOW_BEFORE,
 };
 
+use announced::Announced;
+pub(crate) use announced::ContextKey;
 use batch::{Batch, Company};
 pub(crate) use code_map::{Code, CodeMap, FileId};
 pub(crate) use eager::patch_mapped;
 pub(crate) use files::Files;
 pub(crate) use hands::Hands;
-pub(crate) use invalidate::{Change, after_change, before_change, drop_all};
+pub(crate) use invalidate::{
+    Change, after_change, before_change, change_later, drop_all, forget_changes, not_changed,
+};
 pub(crate) use locate::{Found, locate, resume_at};
 use retired::Rounds;
 use starved::Starved;
@@ -68,6 +73,7 @@ pub(crate) struct Patcher {
     limits: Limits,
     rounds: Rounds,
     starved: Starved,
+    announced: Announced,
 }
 
 impl Patcher {
@@ -83,6 +89,7 @@ impl Patcher {
             limits,
             rounds: Rounds::default(),
             starved: Starved::default(),
+            announced: Announced::default(),
         }
     }
 
@@ -293,7 +300,7 @@ impl Attempt<'_> {
     fn install(&self, books: &mut Patcher, plan: &Plan, window: &CodeWindow<'_>) -> Result<(), Refused> {
         let syshandler = SyshandlerAddr::new(self.space.platform.syshandler());
         for &mode in company_of_trapped(self.space).modes() {
-            let mut memory = books.blocks.with(self.hands);
+            let mut memory = books.blocks.with(self.hands, &books.announced);
             match books.patches.prepare(plan, window, syshandler, mode, &mut memory) {
                 Ok(installation) => {
                     let run = self.hands.run(&installation.steps, &self.code, &mut books.barriers);

@@ -40,8 +40,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Between two looks of a thread that waits for others to leave.
 const LOOK: Duration = Duration::from_micros(50);
-/// A context that does not answer kills its process by its own deadline; this is for one whose supervisor thread does not
-/// run, on top of that.
+/// Beyond the deadline of interrupts: a process with a thread that has not left by then is killed.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// How far the freeing of trampolines is.
@@ -133,7 +132,7 @@ fn who_may_be_inside(
 
 /// Frees what was retired until then, and restores its padding.
 fn reclaim(books: &mut Patcher, hands: &Hands<'_>, until: Retirement) {
-    let mut memory = books.blocks.with(hands);
+    let mut memory = books.blocks.with(hands, &books.announced);
     // Each is in a mapping of its own, perhaps.
     for step in books.patches.reclaim_until(until, &mut memory) {
         run_where_mapped(books, hands, std::slice::from_ref(&step));
