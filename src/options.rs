@@ -25,6 +25,7 @@ pub enum Patching {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     patching: Patching,
+    trampoline_bytes: usize,
     interrupt_deadline: Duration,
     co_location: bool,
     cpuid_faulting: bool,
@@ -35,6 +36,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             patching: Patching::default(),
+            trampoline_bytes: usertrap::Limits::default().max_trampoline_bytes,
             interrupt_deadline: Duration::from_secs(10),
             co_location: false,
             cpuid_faulting: false,
@@ -61,6 +63,20 @@ impl Options {
     #[must_use]
     pub fn patching_mode(&self) -> Patching {
         self.patching
+    }
+
+    /// The most memory that the trampolines of one address space take, in bytes, those included that are rolled back
+    /// and not freed yet; 8 MiB at first. Sites that find none trap until some is freed.
+    #[must_use]
+    pub fn trampoline_bytes(mut self, bytes: usize) -> Self {
+        self.trampoline_bytes = bytes;
+        self
+    }
+
+    /// What [`Options::trampoline_bytes`] was set to.
+    #[must_use]
+    pub fn trampoline_bytes_limit(&self) -> usize {
+        self.trampoline_bytes
     }
 
     /// How long a stub process may leave an interrupt unanswered before it is killed and the switch fails with

@@ -109,7 +109,7 @@ impl Systrap {
                     None => error,
                 },
             )?;
-        let patcher = Patcher::new(self.inner.options.patching_mode());
+        let patcher = Patcher::new(&self.inner.options);
         Ok(AddressSpace::new(Arc::clone(&self.inner), process, patcher))
     }
 

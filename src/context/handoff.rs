@@ -209,13 +209,16 @@ impl<'a> HandOff<'a> {
             }
             return Ok(SLEEP);
         }
-        if seen & Attention::INTERRUPT == 0 {
+        if seen & (Attention::INTERRUPT | Attention::STEP_ASIDE) == 0 {
             return Ok(SLEEP);
         }
         let now = Instant::now();
-        let first = *kicks.first.get_or_insert(now);
-        if now.duration_since(first) > self.platform.options.interrupt_deadline_limit() {
-            return Err(self.corrupted("an interrupt was not answered within its deadline"));
+        // Whoever only wants it to step aside has a deadline of their own, if any.
+        if seen & Attention::INTERRUPT != 0 {
+            let first = *kicks.first.get_or_insert(now);
+            if now.duration_since(first) > self.platform.options.interrupt_deadline_limit() {
+                return Err(self.corrupted("an interrupt was not answered within its deadline"));
+            }
         }
         if now >= kicks.next {
             self.thread.kick();
