@@ -253,6 +253,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         self.leave_home();
+        crate::subprocess::roam();
         self.platform.counters.unregister(&self.counts);
     }
 }

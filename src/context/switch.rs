@@ -134,6 +134,7 @@ impl Context {
     pub fn prepare_sleep(&mut self) {
         self.cool();
         let Some(home) = &mut self.home else { return };
+        home.thread.seat().leave(&self.platform.places);
         let line = &home.thread.sysmsg().line;
         if home.stop != Stop::Empty && home.thread.spinning().doze() {
             let state = line.state.load(Ordering::Acquire);

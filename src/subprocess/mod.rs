@@ -3,7 +3,9 @@
 mod head_start;
 mod image;
 mod leader;
+mod placement;
 mod reaper;
+mod seat;
 mod spin;
 mod template;
 mod threads;
@@ -16,7 +18,9 @@ use std::time::{Duration, Instant};
 
 pub(crate) use image::build as build_image;
 pub(crate) use leader::HostCall;
+pub(crate) use placement::{Cpus, adopt, confine, confined, roam};
 pub(crate) use reaper::{Prepared, Reaper};
+pub(crate) use seat::STAY;
 pub(crate) use template::{Plan, Reservation};
 pub(crate) use threads::StubThread;
 pub(crate) use turns::Leavers;
@@ -163,6 +167,7 @@ impl Subprocess {
         requests: &Arc<RequestPages>,
         page: u32,
         slots: Slots,
+        cpu: Option<u32>,
     ) -> Arc<Self> {
         Arc::new(Self {
             pid,
@@ -172,7 +177,7 @@ impl Subprocess {
             base,
             requests: Arc::clone(requests),
             request_page: page,
-            leader: Mutex::new(LeaderSeat::default()),
+            leader: Mutex::new(LeaderSeat::new(cpu)),
             threads: Mutex::new(ThreadPool::new()),
             attached: Mutex::new(Vec::new()),
         })
@@ -194,8 +199,8 @@ impl Subprocess {
         let args = [CLONE_PROCESS_FLAGS, 0, memfd, offset, supervisor as u64, request_fd];
         let call = HostCall { what: "clone", nr: libc::SYS_clone, args };
         let birth = reaper.birth();
-        let pid = match self.host_call(&call) {
-            Ok(pid) => i32::try_from(pid).unwrap_or(-1),
+        let (pid, cpu) = match self.host_call_somewhere(&call) {
+            Ok((pid, cpu)) => (i32::try_from(pid).unwrap_or(-1), cpu),
             // The leader itself says that there is no child.
             Err(error @ Error::Stub { .. }) => {
                 self.requests.give_back(page);
@@ -224,7 +229,7 @@ impl Subprocess {
                 return Err(error);
             }
         };
-        let child = Self::adopt(pid, pidfd, self.base, &self.requests, page, slots);
+        let child = Self::adopt(pid, pidfd, self.base, &self.requests, page, slots, cpu);
         reaper.watch(&child)?;
         drop(birth);
         match child.wait_for_hello() {
