@@ -1,5 +1,6 @@
 //! The command line's definition.
 
+use crate::limits::LimitArguments;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ pub enum Command {
     /// Run a program
     ///
     /// The exit status is the program's; 128 and the signal's number if a signal killed it; 127 if it was not found,
-    /// 126 if it cannot be executed, 125 if systrap itself failed.
+    /// 126 if it cannot be executed, 125 if systrap itself failed, 124 if its time was up (--timeout).
     Run(RunArguments),
     /// Show what patching makes of ELF files, without running them
     ///
@@ -64,6 +65,10 @@ pub struct RunArguments {
     /// Write the figures of --stats to FILE as JSON
     #[arg(long, value_name = "FILE")]
     pub stats_json: Option<PathBuf>,
+
+    /// What the guest is given and how far it may go.
+    #[command(flatten)]
+    pub limits: LimitArguments,
 
     /// The program, looked up in PATH, and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM ARGS")]

@@ -3,9 +3,11 @@
 
 mod cli;
 mod find;
+mod limits;
 mod report;
 mod run;
 mod scan;
+mod values;
 
 use clap::Parser as _;
 use std::process::ExitCode;
