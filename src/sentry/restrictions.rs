@@ -176,6 +176,9 @@ impl Restrictions {
     /// Starts the clock.
     pub(super) fn start_timeout(&self, kernel: &Arc<Kernel>) -> Result<Option<JoinHandle<bool>>, RunError> {
         let Some(limit) = self.timeout else { return Ok(None) };
+        let setup = |errno| RunError::Setup { what: "timer", errno };
+        // A guest that stops takes the supervisor along, for the shell outside to see. Its time goes on.
+        let deadline = host::Deadline::new(limit).map_err(setup)?;
         let (kernel, grace) = (Arc::clone(kernel), self.kill_after);
         let thread = std::thread::Builder::new().name("systrap-timeout".to_owned());
         let started = thread.spawn(move || {
@@ -186,6 +189,7 @@ impl Restrictions {
                     kernel.kill_all();
                 }
             }
+            drop(deadline);
             timed_out
         });
         let what = "time-out thread";

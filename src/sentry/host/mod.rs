@@ -13,6 +13,7 @@
 #![allow(unsafe_code)]
 
 mod calls;
+mod deadline;
 mod identity;
 mod interruptible;
 mod keeper;
@@ -23,6 +24,7 @@ mod terminal;
 mod words;
 
 pub(crate) use calls::*;
+pub(crate) use deadline::Deadline;
 pub(crate) use identity::*;
 pub(crate) use interruptible::{Attention, install_kick_handler, kick, kick_signal};
 pub(crate) use keeper::SessionKeeper;
