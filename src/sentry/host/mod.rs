@@ -14,6 +14,7 @@
 
 mod calls;
 mod deadline;
+mod forbidden;
 mod identity;
 mod interruptible;
 mod keeper;
@@ -25,6 +26,7 @@ mod words;
 
 pub(crate) use calls::*;
 pub(crate) use deadline::Deadline;
+pub(crate) use forbidden::report_forbidden_calls;
 pub(crate) use identity::*;
 pub(crate) use interruptible::{Attention, install_kick_handler, kick, kick_signal};
 pub(crate) use keeper::SessionKeeper;
