@@ -125,8 +125,12 @@ fn nobody_outside_reaches_what_the_guest_binds() {
         let listeners = Listeners::new(scratch());
         let mut command = no_network(mode, "own_names", &listeners);
         let directory = PathBuf::from(command.get_args().last().expect("the directory"));
-        let mut guest =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("systrap starts");
+        let mut guest = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("systrap starts");
         let mut lines = Vec::new();
         let mut stdout = BufReader::new(guest.stdout.take().expect("piped"));
         let mut names = Vec::new();
@@ -154,7 +158,10 @@ fn nobody_outside_reaches_what_the_guest_binds() {
         let mut rest = String::new();
         stdout.read_to_string(&mut rest).expect("text");
         let run = guest.wait_with_output().expect("it ends");
-        assert!(run.status.success() && !rest.contains("FAIL") && !lines.concat().contains("FAIL"), "{mode} {lines:?} {rest}");
+        assert!(
+            run.status.success() && !rest.contains("FAIL") && !lines.concat().contains("FAIL"),
+            "{mode} {lines:?} {rest}"
+        );
         assert!(rest.contains("ok   accept(file, NULL, NULL) says EAGAIN"), "{mode} {rest}");
     }
 }
@@ -188,7 +195,12 @@ fn other_sockets_that_the_guest_is_started_with_lead_nowhere_else() {
         let client = std::net::TcpStream::connect(listening.local_addr().unwrap()).expect("a connection");
         with_input(mode, "given_listener", listening, &listeners);
         drop(client);
-        with_input(mode, "given_datagrams", std::net::UdpSocket::bind("127.0.0.1:0").expect("a port"), &listeners);
+        with_input(
+            mode,
+            "given_datagrams",
+            std::net::UdpSocket::bind("127.0.0.1:0").expect("a port"),
+            &listeners,
+        );
     }
 }
 
@@ -275,7 +287,17 @@ fn time_is_limited() {
 #[test]
 fn the_environment_is_what_was_asked_for() {
     for mode in MODES {
-        let options = [mode, "--clear-env", "--env", "A=1", "--env=B=x=y", "--env", "HOME", "--env=A=2", "--env=UNSET_HERE"];
+        let options = [
+            mode,
+            "--clear-env",
+            "--env",
+            "A=1",
+            "--env=B=x=y",
+            "--env",
+            "HOME",
+            "--env=A=2",
+            "--env=UNSET_HERE",
+        ];
         let mut command = cli::systrap(&options, &cli::program("env"), &[""; 0]);
         command.env("HOME", "/home/of/tests").env("OTHER", "no").env_remove("UNSET_HERE");
         let run = output(command, b"");
@@ -299,7 +321,8 @@ fn a_program_is_looked_up_in_the_guests_path() {
 fn the_guest_starts_in_the_directory_that_was_named() {
     let place = directory();
     std::fs::write(place.join("script"), "#!/bin/sh\npwd\n").expect("written");
-    std::fs::set_permissions(place.join("script"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("mode");
+    std::fs::set_permissions(place.join("script"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .expect("mode");
     for mode in MODES {
         let option = format!("--chdir={}", place.display());
         let run = output(cli::systrap(&[mode, &option], Path::new("./script"), &[""; 0]), b"");
@@ -336,8 +359,10 @@ fn a_guest_is_the_user_that_was_named() {
     for mode in MODES {
         let _ = std::fs::remove_file(place.join("made"));
         let chdir = format!("--chdir={}", place.display());
-        let run =
-            output(cli::systrap(&[mode, "--user=12345:54321", &chdir], &cli::program("bash"), &["-c", script]), b"");
+        let run = output(
+            cli::systrap(&[mode, "--user=12345:54321", &chdir], &cli::program("bash"), &["-c", script]),
+            b"",
+        );
         let expected = "12345\n12345\n54321\n54321\nUid:\t12345\t12345\t12345\t12345\nGid:\t54321\t54321\t54321\t54321\n\
                         CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n1\n1\n1\n";
         assert_eq!(text(&run.stdout), expected, "{mode}: {}", text(&run.stderr));
@@ -347,7 +372,8 @@ fn a_guest_is_the_user_that_was_named() {
     }
     // What that user may not execute or enter is not executed or entered for it.
     std::fs::copy(cli::program("true"), place.join("private")).expect("copied");
-    std::fs::set_permissions(place.join("private"), std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("mode");
+    std::fs::set_permissions(place.join("private"), std::os::unix::fs::PermissionsExt::from_mode(0o700))
+        .expect("mode");
     let run = output(cli::systrap(&["--user=12345"], &place.join("private"), &[""; 0]), b"");
     assert_eq!(run.status.code(), Some(126), "{run:?}");
 }

@@ -80,7 +80,8 @@ fn run_astray(filter: SupervisorFilter, call: fn()) {
     let script = c"import os; os.getpriority(os.PRIO_PROCESS, 0)";
     let interpreter = cli::python();
     let path = std::ffi::CString::new(interpreter.to_str().expect("a plain path")).expect("no zero");
-    let outcome = Guest::new(path).args([GUEST, c"-c", script]).supervisor_filter(filter).hook(Astray(call)).run();
+    let outcome =
+        Guest::new(path).args([GUEST, c"-c", script]).supervisor_filter(filter).hook(Astray(call)).run();
     println!("THE GUEST ENDED: {:?}", outcome.map(|outcome| outcome.status));
 }
 
@@ -91,7 +92,8 @@ fn alone(name: &str, body: impl FnOnce()) -> Option<(String, Option<i32>)> {
         std::process::exit(0);
     }
     let output = alone::command(name, "astray").output().expect("the test binary can be started again");
-    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    let text =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     Some((text, output.status.signal()))
 }
 
@@ -143,7 +145,10 @@ fn a_call_that_the_embedder_adds_is_admitted() {
     };
     let filter = SupervisorFilter::new().allow(libc::SYS_personality);
     let Some((text, signal)) = alone(name, || run_astray(filter, call)) else { return };
-    assert!(signal.is_none() && text.contains("PERSONALITY 0") && text.contains("Exited(0)"), "{signal:?} {text}");
+    assert!(
+        signal.is_none() && text.contains("PERSONALITY 0") && text.contains("Exited(0)"),
+        "{signal:?} {text}"
+    );
 }
 
 /// A supervisor without network cannot make other sockets either.

@@ -131,12 +131,10 @@ impl Task {
         program.set_owner(credentials.owner(secure));
         let stack_limit = self.process.limits().stack();
         let platform = self.kernel().platform.clone();
-        let started =
-            start(&platform, &program, stack_limit, self.kernel().vdso, self.kernel().bounds).map_err(|error| {
-                match error {
-                    StartError::Load(error) => error.errno(),
-                    StartError::Platform(_) => Errno::ENOMEM,
-                }
+        let started = start(&platform, &program, stack_limit, self.kernel().vdso, self.kernel().bounds)
+            .map_err(|error| match error {
+                StartError::Load(error) => error.errno(),
+                StartError::Platform(_) => Errno::ENOMEM,
             })?;
         // From here on there is no way back.
         self.become_only_thread()?;

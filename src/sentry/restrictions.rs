@@ -150,7 +150,8 @@ impl Restrictions {
             return Ok(supervisor.clone());
         }
         let same = |id| Ids { real: id, effective: id, saved: id, fs: id };
-        let mut new = Credentials { user: same(uid), group: same(gid), groups: Arc::new([]), ..supervisor.clone() };
+        let mut new =
+            Credentials { user: same(uid), group: same(gid), groups: Arc::new([]), ..supervisor.clone() };
         if uid != 0 {
             new.caps = CapabilitySets { bounding: new.caps.bounding, ..CapabilitySets::default() };
         }
@@ -167,10 +168,8 @@ impl Restrictions {
             let what = "working directory";
             return super::exec::working_directory().map_err(|errno| RunError::Setup { what, errno });
         };
-        super::exec::open_directory(path).map_err(|errno| RunError::WorkingDirectory {
-            path: path.to_string_lossy().into_owned(),
-            errno,
-        })
+        super::exec::open_directory(path)
+            .map_err(|errno| RunError::WorkingDirectory { path: path.to_string_lossy().into_owned(), errno })
     }
 
     /// Starts the clock.

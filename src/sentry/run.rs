@@ -240,12 +240,11 @@ impl Guest {
         program.set_owner(credentials.owner(false));
         let vdso = if self.hides_vdso { None } else { platform.vdso() };
         let started =
-            exec::start(&platform, &program, process_limits.stack(), vdso, self.restrictions.bounds()).map_err(
-                |error| match error {
+            exec::start(&platform, &program, process_limits.stack(), vdso, self.restrictions.bounds())
+                .map_err(|error| match error {
                     StartError::Load(error) => RunError::Load(error),
                     StartError::Platform(error) => RunError::Platform(error),
-                },
-            )?;
+                })?;
         let files = FdTable::inherited(&inherited, process_limits.descriptors());
         // The mask applies to what the guest creates and is applied by the sentry. Where unshare is forbidden the
         // whole process has the empty mask, which matters to nobody else in a command.

@@ -24,7 +24,8 @@ impl Listeners {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("systrap-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = directory.join(format!("{name}.sock"));
-        let address = |suffix: &str| SocketAddr::from_abstract_name(format!("{name}{suffix}")).expect("a name");
+        let address =
+            |suffix: &str| SocketAddr::from_abstract_name(format!("{name}{suffix}")).expect("a name");
         let listeners = Self {
             tcp: TcpListener::bind("127.0.0.1:0").expect("a port"),
             by_name: UnixListener::bind_addr(&address("")).expect("a name"),

@@ -1,7 +1,7 @@
 //! Options of `systrap run` that say what the guest is given and how far it may go.
 
 use crate::values::{self, User, Variable};
-use clap::Args;
+use clap::{Args, ValueHint};
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use systrap::sentry::{Guest, Network, SupervisorFilter};
 #[derive(Debug, Args)]
 pub struct LimitArguments {
     /// Set an environment variable, or with NAME alone pass the value that it has here
-    #[arg(long, value_name = "NAME=VALUE", value_parser = values::variable(), help_heading = "Environment")]
+    #[arg(long, value_name = "NAME[=VALUE]", value_parser = values::variable(), help_heading = "Environment")]
     pub env: Vec<Variable>,
 
     /// Start with an empty environment instead of this one; --env adds to it
@@ -20,7 +20,7 @@ pub struct LimitArguments {
     pub clear_env: bool,
 
     /// Start the program in DIR; a relative PROGRAM is looked up there
-    #[arg(long, value_name = "DIR", help_heading = "Environment")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, help_heading = "Environment")]
     pub chdir: Option<PathBuf>,
 
     /// Run as this user and group, by number, without other groups

@@ -37,9 +37,10 @@ pub fn run(arguments: RunArguments) -> ExitCode {
 fn try_run(arguments: RunArguments) -> Result<Infallible, (u8, String)> {
     let own = |text: String| (OWN_FAILURE, text);
     let name = arguments.program.first().cloned().unwrap_or_default();
-    let search = arguments.limits.environment().into_iter().find(|(name, _)| name == "PATH").map(|(_, path)| path);
-    let path =
-        find::program(&name, search).ok_or_else(|| (NOT_FOUND, format!("{}: command not found", show(&name))))?;
+    let search =
+        arguments.limits.environment().into_iter().find(|(name, _)| name == "PATH").map(|(_, path)| path);
+    let path = find::program(&name, search)
+        .ok_or_else(|| (NOT_FOUND, format!("{}: command not found", show(&name))))?;
     let c_string =
         |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| own("zero byte in an argument".to_owned()));
     let argv = arguments.program.iter().map(|arg| c_string(arg)).collect::<Result<Vec<_>, _>>()?;

@@ -92,7 +92,9 @@ mod tests {
     #[test]
     fn durations() {
         let ms = Duration::from_millis;
-        for (text, expected) in [("10", ms(10_000)), ("500ms", ms(500)), ("2s", ms(2000)), ("5m", ms(300_000))] {
+        for (text, expected) in
+            [("10", ms(10_000)), ("500ms", ms(500)), ("2s", ms(2000)), ("5m", ms(300_000))]
+        {
             assert_eq!(duration(text), Ok(expected), "{text}");
         }
         assert_eq!(duration("0.25"), Ok(ms(250)));
@@ -104,7 +106,9 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, expected) in [("4096", 4096), ("1k", 1 << 10), ("512M", 512 << 20), ("2GiB", 2 << 30), ("1tb", 1 << 40)] {
+        for (text, expected) in
+            [("4096", 4096), ("1k", 1 << 10), ("512M", 512 << 20), ("2GiB", 2 << 30), ("1tb", 1 << 40)]
+        {
             assert_eq!(size(text), Ok(expected), "{text}");
         }
         for bad in ["", "M", "1.5G", "-1", "1 M", "1P", "0", "99999999999T"] {

@@ -33,7 +33,8 @@ pub(crate) fn report_forbidden_calls() -> Result<(), Errno> {
     // SAFETY: an all-zero sigaction is valid, and so is a null one; the handler is async-signal-safe.
     let result = unsafe {
         let mut old: libc::sigaction = std::mem::zeroed();
-        if libc::sigaction(libc::SIGSYS, std::ptr::null(), &mut old) == 0 && old.sa_sigaction != libc::SIG_DFL {
+        if libc::sigaction(libc::SIGSYS, std::ptr::null(), &mut old) == 0 && old.sa_sigaction != libc::SIG_DFL
+        {
             return Ok(());
         }
         let mut action: libc::sigaction = std::mem::zeroed();

@@ -252,14 +252,15 @@ fn bind_out_of_sight(socket: BorrowedFd<'_>, token: u64) -> Result<OwnedFd, Errn
     host::getrandom(&mut random[..], 0)?;
     let directory_name = text(format!(".systrap-{:016x}", u64::from_ne_bytes(random)))?;
     host::mkdirat(base.as_fd(), &directory_name, 0o700)?;
-    let bound = host::openat(base.as_fd(), &directory_name, look | libc::O_DIRECTORY, 0).and_then(|directory| {
-        let name = text(token_name(token))?;
-        let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), token_name(token));
-        host::bind(socket, &unix_address(path.as_bytes()))?;
-        let anchor = host::openat(directory.as_fd(), &name, look, 0);
-        host::unlinkat(directory.as_fd(), &name, 0)?;
-        anchor
-    });
+    let bound =
+        host::openat(base.as_fd(), &directory_name, look | libc::O_DIRECTORY, 0).and_then(|directory| {
+            let name = text(token_name(token))?;
+            let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), token_name(token));
+            host::bind(socket, &unix_address(path.as_bytes()))?;
+            let anchor = host::openat(directory.as_fd(), &name, look, 0);
+            host::unlinkat(directory.as_fd(), &name, 0)?;
+            anchor
+        });
     let _ = host::unlinkat(base.as_fd(), &directory_name, libc::AT_REMOVEDIR);
     bound
 }

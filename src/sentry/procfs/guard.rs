@@ -27,7 +27,8 @@ impl Task {
         if !is_proc_device(stat.device()) {
             return Ok(());
         }
-        let path = CString::new(format!("/proc/self/fd/{}", opened.as_raw_fd())).map_err(|_| Errno::ENOENT)?;
+        let path =
+            CString::new(format!("/proc/self/fd/{}", opened.as_raw_fd())).map_err(|_| Errno::ENOENT)?;
         let path = host_link(&path)?;
         if without_network && is_network(&path) {
             return Err(Errno::ENOENT);
@@ -74,7 +75,9 @@ mod tests {
         for path in ["/proc/1/net", "/proc/1/net/tcp", "/proc/12/task/13/net/unix", "/mnt/proc/1/net/dev"] {
             assert!(is_network(path.as_bytes()), "{path}");
         }
-        for path in ["/proc/1/ns/net", "/proc/sys/net/core", "/proc/1/task/net", "/proc/1", "/proc/1/task/1/status"] {
+        for path in
+            ["/proc/1/ns/net", "/proc/sys/net/core", "/proc/1/task/net", "/proc/1", "/proc/1/task/1/status"]
+        {
             assert!(!is_network(path.as_bytes()), "{path}");
         }
         assert!(is_of_machine(b"/proc/sys/kernel/hostname") && !is_of_machine(b"/proc/1/maps"));

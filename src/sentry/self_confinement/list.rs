@@ -167,7 +167,8 @@ mod tests {
     fn named_in(path: &Path) -> BTreeSet<String> {
         let source = std::fs::read_to_string(path).unwrap();
         let pieces = source.split("SYS_").skip(1);
-        let end = |piece: &str| piece.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(piece.len());
+        let end =
+            |piece: &str| piece.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(piece.len());
         pieces.map(|piece| piece[..end(piece)].to_owned()).filter(|name| !name.is_empty()).collect()
     }
 
@@ -177,14 +178,21 @@ mod tests {
         let platform = crate::Systrap::new(crate::Options::new()).unwrap();
         let rows = crate::seccomp::supervisor_rows(&platform);
         let known: BTreeSet<&str> = names().chain(rows.iter().map(|row| row.name)).collect();
-        let mut files: Vec<_> =
-            std::fs::read_dir(source.join("sentry/host")).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut files: Vec<_> = std::fs::read_dir(source.join("sentry/host"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         files.push(source.join("sys.rs"));
         let mut calls = 0;
         for file in files {
             for name in named_in(&file) {
                 calls += 1;
-                assert!(known.contains(name.as_str()), "{}: {name} is on no list: {}", file.display(), file!());
+                assert!(
+                    known.contains(name.as_str()),
+                    "{}: {name} is on no list: {}",
+                    file.display(),
+                    file!()
+                );
             }
         }
         assert!(calls > 150, "only {calls} calls were found");
@@ -194,17 +202,58 @@ mod tests {
     fn what_would_make_the_list_worthless_is_not_on_it() {
         let rules = rules(true);
         for nr in [
-            libc::SYS_ptrace, libc::SYS_execve, libc::SYS_execveat, libc::SYS_fork, libc::SYS_vfork,
-            libc::SYS_kexec_load, libc::SYS_kexec_file_load, libc::SYS_init_module, libc::SYS_finit_module,
-            libc::SYS_delete_module, libc::SYS_bpf, libc::SYS_perf_event_open, libc::SYS_mount, libc::SYS_umount2,
-            libc::SYS_pivot_root, libc::SYS_chroot, libc::SYS_move_mount, libc::SYS_fsopen, libc::SYS_fsmount,
-            libc::SYS_open_tree, libc::SYS_mount_setattr, libc::SYS_setns, libc::SYS_userfaultfd, libc::SYS_keyctl,
-            libc::SYS_add_key, libc::SYS_request_key, libc::SYS_swapon, libc::SYS_swapoff, libc::SYS_reboot,
-            libc::SYS_acct, libc::SYS_settimeofday, libc::SYS_clock_settime, libc::SYS_adjtimex, libc::SYS_iopl,
-            libc::SYS_ioperm, libc::SYS_sethostname, libc::SYS_setdomainname, libc::SYS_quotactl, libc::SYS_syslog,
-            libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_setup, libc::SYS_open_by_handle_at,
-            libc::SYS_seccomp, libc::SYS_personality, libc::SYS_setuid, libc::SYS_setresuid, libc::SYS_pidfd_getfd,
-            libc::SYS_process_madvise, libc::SYS_pkey_mprotect, libc::SYS_modify_ldt, libc::SYS_tkill,
+            libc::SYS_ptrace,
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_fork,
+            libc::SYS_vfork,
+            libc::SYS_kexec_load,
+            libc::SYS_kexec_file_load,
+            libc::SYS_init_module,
+            libc::SYS_finit_module,
+            libc::SYS_delete_module,
+            libc::SYS_bpf,
+            libc::SYS_perf_event_open,
+            libc::SYS_mount,
+            libc::SYS_umount2,
+            libc::SYS_pivot_root,
+            libc::SYS_chroot,
+            libc::SYS_move_mount,
+            libc::SYS_fsopen,
+            libc::SYS_fsmount,
+            libc::SYS_open_tree,
+            libc::SYS_mount_setattr,
+            libc::SYS_setns,
+            libc::SYS_userfaultfd,
+            libc::SYS_keyctl,
+            libc::SYS_add_key,
+            libc::SYS_request_key,
+            libc::SYS_swapon,
+            libc::SYS_swapoff,
+            libc::SYS_reboot,
+            libc::SYS_acct,
+            libc::SYS_settimeofday,
+            libc::SYS_clock_settime,
+            libc::SYS_adjtimex,
+            libc::SYS_iopl,
+            libc::SYS_ioperm,
+            libc::SYS_sethostname,
+            libc::SYS_setdomainname,
+            libc::SYS_quotactl,
+            libc::SYS_syslog,
+            libc::SYS_io_uring_setup,
+            libc::SYS_io_uring_enter,
+            libc::SYS_io_setup,
+            libc::SYS_open_by_handle_at,
+            libc::SYS_seccomp,
+            libc::SYS_personality,
+            libc::SYS_setuid,
+            libc::SYS_setresuid,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_process_madvise,
+            libc::SYS_pkey_mprotect,
+            libc::SYS_modify_ldt,
+            libc::SYS_tkill,
             libc::SYS_rt_sigqueueinfo,
         ] {
             assert!(!rules.contains_key(&nr), "call {nr}");

@@ -45,6 +45,9 @@ mod tests {
         let expected = "MemTotal:        2000000 kB\nMemFree:          100000 kB\nCached:                0 kB\n\
                         Shmem:              1234 kB\nHugePages_Total:       0\n";
         assert_eq!(limited(host, 2_000_000, 1_500_000), expected);
-        assert!(limited(host, 50_000, 40_000).starts_with("MemTotal:          50000 kB\nMemFree:           40000 kB\n"));
+        assert!(
+            limited(host, 50_000, 40_000)
+                .starts_with("MemTotal:          50000 kB\nMemFree:           40000 kB\n")
+        );
     }
 }
