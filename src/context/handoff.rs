@@ -9,7 +9,7 @@ use systrap_stub::sysmsg::Line;
 use systrap_stub::wire::{self, StubEvent};
 
 use crate::platform::Inner;
-use crate::subprocess::{ANSWER_DEADLINE, Attention, STAY, StubThread};
+use crate::subprocess::{ANSWER_DEADLINE, Attention, STAY, Spinning, StubThread};
 use crate::{Error, SwitchError, sys};
 
 /// How long one sleep lasts at most; nothing depends on its end but a lost wake-up by a hostile stub.
@@ -104,11 +104,14 @@ impl<'a> HandOff<'a> {
         let seat = self.thread.seat();
         let near = seat.choose(&self.platform.places, self.thread.tid(), stub_slept, may_spin);
         let may_spin = may_spin && !near;
-        if let Some(budget) = spinning.stub(may_spin, stub_slept) {
+        // Work is done in microseconds, and mostly followed by more: whatever the guest's own calls were like.
+        let is_work = self.attention.is_none() && may_spin;
+        let told = if is_work { spinning.stub_at_work() } else { spinning.stub(may_spin, stub_slept) };
+        if let Some(budget) = told {
             sysmsg.spin.store(budget.spin, Ordering::Relaxed);
             sysmsg.head_start.store(budget.head_start, Ordering::Relaxed);
         }
-        let budget = spinning.supervisor(may_spin);
+        let budget = if is_work { Spinning::AT_WORK } else { spinning.supervisor(may_spin) };
         // The line is written in one go, last of all: between two stores the spinning stub would steal it. For the same
         // reason a plain store and a fence publish, and no locked instruction. The fence is the full barrier between
         // the publication and the look at the sleep flag.
@@ -126,7 +129,9 @@ impl<'a> HandOff<'a> {
         for _ in 0..budget {
             let state = sysmsg.line.state.load(Ordering::Acquire);
             if state != reply {
-                spinning.supervisor_worked(budget);
+                if !is_work {
+                    spinning.supervisor_worked(budget);
+                }
                 return self.event(state);
             }
             if self.needs_attention() {
@@ -139,7 +144,7 @@ impl<'a> HandOff<'a> {
         let slept = started.elapsed();
         if near {
             seat.waited(slept);
-        } else {
+        } else if !is_work {
             spinning.supervisor_slept(slept);
         }
         event

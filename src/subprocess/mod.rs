@@ -21,6 +21,7 @@ pub(crate) use leader::HostCall;
 pub(crate) use placement::{Cpus, adopt, confine, confined, roam};
 pub(crate) use reaper::{Prepared, Reaper};
 pub(crate) use seat::STAY;
+pub(crate) use spin::Spinning;
 pub(crate) use template::{Plan, Reservation};
 pub(crate) use threads::StubThread;
 pub(crate) use turns::Leavers;

@@ -57,7 +57,7 @@ pub(crate) struct Spinning {
     stub: Side,
     /// What the slot was last told.
     told: AtomicU32,
-    /// The stub was told to sleep: that it does is no failure.
+    /// The stub was told to sleep, or worked: that it sleeps is no failure, and that it does not no success.
     dozes: AtomicU32,
     head_start: HeadStart,
 }
@@ -113,6 +113,18 @@ impl Spinning {
         })
     }
 
+    /// The budget of either side while the supervisor has the stub do something.
+    pub(crate) const AT_WORK: u32 = FULL;
+
+    /// The stub's budget between two pieces of work, if it has to be told.
+    pub(crate) fn stub_at_work(&self) -> Option<StubBudget> {
+        // How this wait ends says nothing of the guest.
+        self.dozes.store(1, Ordering::Relaxed);
+        let told = self.told.swap(Self::AT_WORK, Ordering::Relaxed);
+        (told != Self::AT_WORK)
+            .then_some(StubBudget { spin: Self::AT_WORK, head_start: self.head_start.stub })
+    }
+
     /// Whether the stub spins now, so that it is worth telling it to sleep. If so it counts as told.
     pub(crate) fn doze(&self) -> bool {
         let spins = self.told.load(Ordering::Relaxed) == FULL;
@@ -160,6 +172,18 @@ mod tests {
             spinning.supervisor_slept(WORTH_A_SLEEP / 2);
         }
         assert_eq!(spinning.supervisor(true), FULL);
+    }
+
+    #[test]
+    fn work_is_waited_for_and_changes_no_budget() {
+        let spinning = Spinning::default();
+        for _ in 0..=STRIKES {
+            stub(&spinning, true, true);
+        }
+        assert_eq!(spinning.told.load(Ordering::Relaxed), SHORT);
+        assert_eq!(spinning.stub_at_work().map(|budget| budget.spin), Some(FULL));
+        assert_eq!(spinning.stub_at_work(), None, "it has been told");
+        assert_eq!(stub(&spinning, true, false), Some(SHORT), "the guest's calls have a short one still");
     }
 
     #[test]
