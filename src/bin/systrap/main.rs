@@ -24,8 +24,11 @@ fn main() -> ExitCode {
                 // What is wrong with a value is said in a line of its own.
                 ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
                     let text = error.to_string();
-                    let line = text.lines().next().unwrap_or_default();
-                    run::complain(line.strip_prefix("error: ").unwrap_or(line));
+                    // The first paragraph: what is wrong, and the values that there are.
+                    let lines: Vec<_> =
+                        text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+                    let line = lines.join(" ");
+                    run::complain(line.strip_prefix("error: ").unwrap_or(&line));
                 }
                 _ => drop(error.print()),
             }

@@ -81,7 +81,7 @@ fn rule<const N: usize>(tests: [(u8, Test); N]) -> Vec<SeccompRule> {
     };
     // Six arguments and eight conditions are what seccompiler takes; none is left out.
     let conditions: Result<Vec<_>, _> = tests.into_iter().map(condition).collect();
-    conditions.and_then(|conditions| Ok(SeccompRule::new(conditions)?)).into_iter().collect()
+    conditions.and_then(SeccompRule::new).into_iter().collect()
 }
 
 const fn bits(flags: i32) -> u64 {
