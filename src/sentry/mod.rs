@@ -44,6 +44,7 @@ mod errno;
 mod exec;
 mod fd_table;
 mod file;
+mod filesystem;
 mod fs_context;
 mod futex;
 mod guest_memory;
@@ -69,6 +70,7 @@ mod timers;
 mod trace;
 
 pub use errno::Errno;
+pub use filesystem::{Access, MountError, Mounts};
 pub use hook::{
     ArgError, ArgValue, Argument, Call, CallEnd, CallSet, DeliveredSignal, Hook, TaskId, UnknownCall, Verdict,
 };

@@ -5,6 +5,7 @@ use super::credentials::Credentials;
 use super::errno::Errno;
 use super::exec::{self, StartError, Started};
 use super::fd_table::FdTable;
+use super::filesystem::{MountError, MountTable, Mounts, Territory};
 use super::fs_context::FsContext;
 use super::hook::{AnyHook, GuestHooks, Hook, TaskId};
 use super::host;
@@ -20,7 +21,7 @@ use super::syscalls;
 use super::task::{AfterCall, ExitStatus, Task, TaskHandle, TaskParts};
 use super::trace::Trace;
 use crate::{Error, Event, Executed, Options, Stats, SwitchError, Syscall, Systrap};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fmt;
 use std::io::Write;
 use std::os::fd::AsFd as _;
@@ -44,6 +45,7 @@ pub struct Guest {
     trace: Option<Box<dyn Write + Send>>,
     hooks: Vec<Arc<dyn AnyHook>>,
     hides_vdso: bool,
+    mounts: Option<Mounts>,
 }
 
 impl fmt::Debug for Guest {
@@ -55,6 +57,7 @@ impl fmt::Debug for Guest {
             .field("traces", &self.trace.is_some())
             .field("hooks", &self.hooks.len())
             .field("hides_vdso", &self.hides_vdso)
+            .field("mounts", &self.mounts)
             .finish_non_exhaustive()
     }
 }
@@ -86,6 +89,9 @@ pub enum RunError {
     /// The guest cannot be continued.
     #[error("the guest cannot be continued: {0}")]
     Switch(#[from] SwitchError),
+    /// The guest's file system cannot be made.
+    #[error(transparent)]
+    Mounts(#[from] MountError),
     /// A [`Hook`] panicked, and the guest was killed.
     #[error("a hook panicked: {message}")]
     Hook {
@@ -115,6 +121,7 @@ impl Guest {
             trace: None,
             hooks: Vec::new(),
             hides_vdso: false,
+            mounts: None,
         }
     }
 
@@ -165,6 +172,16 @@ impl Guest {
         self
     }
 
+    /// Gives the guest a file system of its own; without one it sees the host's as it is.
+    ///
+    /// The path of the program is then the guest's, and so is the working directory: this process's own where the guest
+    /// can see it, else `/`.
+    #[must_use]
+    pub fn mounts(mut self, mounts: Mounts) -> Self {
+        self.mounts = Some(mounts);
+        self
+    }
+
     /// Runs the guest in the calling thread until it ends.
     ///
     /// The guest gets this process's working directory, its descriptors that are not close-on-exec, its resource
@@ -182,7 +199,18 @@ impl Guest {
         let process_limits = Limits::inherited();
         limits::raise_host_limits();
         let cwd = exec::working_directory().map_err(setup("working directory"))?;
-        let mut program = Program::open(cwd.as_fd(), &self.path, self.argv, self.envp)?;
+        let mounts = self.mounts.map(|mounts| MountTable::new(&mounts).map(Arc::new)).transpose()?;
+        let (cwd, territory) = match &mounts {
+            None => (Arc::new(cwd), Territory::Host),
+            Some(mounts) => mounts.first_directory(cwd.as_fd()).map_err(setup("working directory"))?,
+        };
+        let mut program = match &mounts {
+            None => Program::open(cwd.as_fd(), &self.path, self.argv, self.envp)?,
+            Some(mounts) => {
+                let open = |path: &CStr, flags| mounts.open_first(&cwd, territory, path, flags);
+                Program::open_with(&open, &self.path, self.argv, self.envp)?
+            }
+        };
         // Signals are blocked before any thread is made.
         let incoming = Incoming::block();
         host::ignore_signals_of_files();
@@ -202,14 +230,17 @@ impl Guest {
                 StartError::Load(error) => RunError::Load(error),
                 StartError::Platform(error) => RunError::Platform(error),
             })?;
-        let files = FdTable::inherited(&inherited, process_limits.descriptors());
+        let mut files = FdTable::inherited(&inherited, process_limits.descriptors());
+        if let Some(mounts) = &mounts {
+            files.close_outside(mounts);
+        }
         // The mask applies to what the guest creates and is applied by the sentry. Where unshare is forbidden the
         // whole process has the empty mask, which matters to nobody else in a command.
         let _ = host::unshare(libc::CLONE_FS);
         let umask = host::umask(0).unwrap_or(0o22) as u32;
-        let kernel = Arc::new(Kernel::new(platform.clone(), first_pid, hooks, vdso));
+        let kernel = Arc::new(Kernel::new(platform.clone(), first_pid, hooks, vdso, mounts));
         incoming.start(&kernel).map_err(|error| setup("signal thread")(error.into()))?;
-        let fs = FsContext { cwd: Arc::new(cwd), proc_directory: None, umask };
+        let fs = FsContext { cwd, proc_directory: None, territory, umask };
         first_task(&kernel, &program, started, process_limits, files, fs, incoming.ignored()).run_to_end();
         let status = kernel.wait_until_gone();
         if let Some(message) = kernel.hooks.panic_message() {

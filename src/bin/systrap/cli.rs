@@ -1,5 +1,6 @@
 //! The command line's definition.
 
+use crate::mounts::MountArguments;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -64,6 +65,10 @@ pub struct RunArguments {
     /// Write the figures of --stats to FILE as JSON
     #[arg(long, value_name = "FILE")]
     pub stats_json: Option<PathBuf>,
+
+    /// The guest's file system.
+    #[command(flatten)]
+    pub mounts: MountArguments,
 
     /// The program, looked up in PATH, and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM ARGS")]

@@ -1,6 +1,6 @@
 //! Looking a program up in PATH, as a shell does.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ pub fn program(name: &OsStr) -> Option<PathBuf> {
     if name.is_empty() {
         return None;
     }
-    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/local/bin:/usr/bin:/bin"));
+    let path = crate::mounts::search_path();
     let mut refused = None;
     for directory in std::env::split_paths(&path) {
         let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { &directory };

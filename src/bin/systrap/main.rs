@@ -3,6 +3,7 @@
 
 mod cli;
 mod find;
+mod mounts;
 mod report;
 mod run;
 mod scan;

@@ -35,8 +35,15 @@ pub fn run(arguments: RunArguments) -> ExitCode {
 fn try_run(arguments: RunArguments) -> Result<Infallible, (u8, String)> {
     let own = |text: String| (OWN_FAILURE, text);
     let name = arguments.program.first().cloned().unwrap_or_default();
-    let path =
-        find::program(&name).ok_or_else(|| (NOT_FOUND, format!("{}: command not found", show(&name))))?;
+    let mounts = arguments.mounts.mounts();
+    let path = match &mounts {
+        None => find::program(&name),
+        Some(mounts) => {
+            let search = crate::mounts::search_path();
+            mounts.find_program(Path::new(&name), &search).map_err(|error| own(error.to_string()))?
+        }
+    };
+    let path = path.ok_or_else(|| (NOT_FOUND, format!("{}: command not found", show(&name))))?;
     let c_string =
         |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| own("zero byte in an argument".to_owned()));
     let argv = arguments.program.iter().map(|arg| c_string(arg)).collect::<Result<Vec<_>, _>>()?;
@@ -48,6 +55,9 @@ fn try_run(arguments: RunArguments) -> Result<Infallible, (u8, String)> {
         .args(argv)
         .env(env.collect::<Vec<_>>())
         .options(Options::new().patching(arguments.patching.into()));
+    if let Some(mounts) = mounts {
+        guest = guest.mounts(mounts);
+    }
     if let Some(target) = &arguments.trace {
         let output: Box<dyn Write + Send> = match target {
             Some(file) => Box::new(create(file).map_err(own)?),

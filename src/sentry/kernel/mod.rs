@@ -17,6 +17,7 @@ pub(crate) use tree::{Child, Life, Node, Tree};
 pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
 
 use super::credentials::Credentials;
+use super::filesystem::MountTable;
 use super::futex::FutexTable;
 use super::hook::GuestHooks;
 use super::observe::Counts;
@@ -54,6 +55,8 @@ pub(crate) struct Kernel {
     pub(crate) record_locks: Arc<RecordLocks>,
     pub(crate) counts: Mutex<Counts>,
     pub(crate) hooks: GuestHooks,
+    /// The guest's own file system; `None` if it sees the host's as it is.
+    pub(crate) mounts: Option<Arc<MountTable>>,
     /// What programs are told of the vdso; `None` if it is hidden from them.
     pub(crate) vdso: Option<Vdso>,
     end: Mutex<End>,
@@ -72,7 +75,13 @@ struct End {
 }
 
 impl Kernel {
-    pub(crate) fn new(platform: Systrap, first_pid: i32, hooks: GuestHooks, vdso: Option<Vdso>) -> Self {
+    pub(crate) fn new(
+        platform: Systrap,
+        first_pid: i32,
+        hooks: GuestHooks,
+        vdso: Option<Vdso>,
+        mounts: Option<Arc<MountTable>>,
+    ) -> Self {
         Self {
             platform,
             xfeatures: super::host::enabled_xfeatures(),
@@ -90,6 +99,7 @@ impl Kernel {
             record_locks: Arc::default(),
             counts: Mutex::default(),
             hooks,
+            mounts,
             vdso,
             end: Mutex::default(),
             ended: Condvar::new(),

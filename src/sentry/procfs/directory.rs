@@ -86,7 +86,7 @@ impl Task {
         for (index, entry) in (2_u64..).zip(std::fs::read_dir("/proc")?.flatten()) {
             let name = entry.file_name().into_vec();
             let pid = walk::number(&name);
-            if pid.is_some_and(|pid| hidden.contains(&pid)) {
+            if pid.is_some_and(|pid| self.mounts().is_some() || hidden.contains(&pid)) {
                 continue;
             }
             let kind = match entry.file_type() {

@@ -72,7 +72,11 @@ pub(super) fn statx(
 
 pub(super) fn fstatfs(task: &mut Task, fd: Fd, buf: Hex) -> SysResult {
     let mut bytes = [0; 120];
-    host::fstatfs(task.file(fd.0)?.as_fd(), &mut bytes)?;
+    let file = task.file(fd.0)?;
+    host::fstatfs(file.as_fd(), &mut bytes)?;
+    if let Some(mounts) = task.mounts() {
+        task.show_read_only(file.territory(mounts), &mut bytes);
+    }
     task.memory().write_object(GuestAddr::new(buf.0), &bytes).map(|()| 0)
 }
 

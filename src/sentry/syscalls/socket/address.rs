@@ -3,6 +3,7 @@
 use super::super::args::Path;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
+use crate::sentry::filesystem::Territory;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host::{self, ADDRESS_MAX, AddressBuffer};
 use crate::sentry::task::Task;
@@ -60,6 +61,9 @@ impl Address {
     pub(super) fn resolve(self, task: &Task) -> Result<Resolved, Errno> {
         let Some(path) = self.path() else { return Ok(Resolved { address: self, _socket: None }) };
         let at = task.locate(libc::AT_FDCWD, &path, true)?;
+        if at.territory() == Territory::Outside {
+            return Err(Errno::EACCES);
+        }
         if at.path().to_bytes().starts_with(b"/") && at.path() == path.as_c_str() {
             return Ok(Resolved { address: self, _socket: None });
         }
@@ -72,7 +76,9 @@ impl Address {
     /// bind(2). With a path it makes a file, below the guest's working directory and by its mask.
     pub(super) fn bind(self, task: &Task, fd: std::os::fd::BorrowedFd<'_>) -> Result<(), Errno> {
         let Some(path) = self.path() else { return host::bind(fd, self.as_bytes()).map(drop) };
-        let at = task.locate(libc::AT_FDCWD, &path, false)?;
+        let at = task.locate_name(libc::AT_FDCWD, &path)?;
+        // An address that is taken, the kernel says of whatever exists.
+        at.check_new(task).map_err(|errno| if errno == Errno::EEXIST { Errno::EADDRINUSE } else { errno })?;
         let address =
             if at.path() == path.as_c_str() { self } else { Self::with_path(at.path().to_bytes())? };
         let (directory, umask) = (at.dir(), task.fs().umask);

@@ -106,6 +106,11 @@ pub(super) fn inbound(
                 let mut numbers = Vec::with_capacity(data.len());
                 for host in descriptors.by_ref().take(data.len() / 4) {
                     let file = task.kernel().passed_files.received(host);
+                    if task.mounts().is_some_and(|mounts| file.is_directory_outside(mounts)) {
+                        // A directory would be a way out. As where a security module says no: it is closed.
+                        flags |= libc::MSG_CTRUNC;
+                        continue;
+                    }
                     let installed = task.files().insert(Arc::clone(&file), cloexec);
                     match installed {
                         Ok(number) => numbers.extend(number.to_ne_bytes()),
