@@ -85,13 +85,14 @@ impl MountTable {
         Ok([UNREACHABLE, b"/", last].concat())
     }
 
-    /// In which mount a file is that came from somewhere else; the innermost if there are several.
+    /// In which mount a file is that came from somewhere else: if there are several, a read-only one, for that may be how
+    /// it was opened; then the innermost.
     ///
     /// That the host's path says so is not enough (another mount namespace may have the same): the file has to be found
     /// there.
     pub(crate) fn mount_of(&self, file: BorrowedFd<'_>) -> Option<MountId> {
         let known = look_at(file).ok()?;
-        let mut best: Option<(usize, MountId)> = None;
+        let mut best: Option<((bool, usize), MountId)> = None;
         for (id, mount) in self.all() {
             let length = match &mount.what {
                 What::Directory { root, .. } => {
@@ -112,8 +113,9 @@ impl MountTable {
                 },
                 What::Link { .. } | What::Proc => continue,
             };
-            if best.is_none_or(|(longest, _)| length >= longest) {
-                best = Some((length, id));
+            let rank = (mount.read_only, length);
+            if best.is_none_or(|(highest, _)| rank >= highest) {
+                best = Some((rank, id));
             }
         }
         best.map(|(_, id)| id)

@@ -33,14 +33,22 @@ impl Territory {
         }
     }
 
-    /// Whether a file there may be changed by its path or by an open descriptor that need not be one for writing: its
-    /// attributes, or its length.
+    /// Whether the attributes of a file there may be changed, by its path or by a descriptor. Those of a file that the
+    /// guest was given are not part of the gift; pipes and the like have no others to matter to.
     pub(crate) fn check_change(self, mounts: &MountTable, file: BorrowedFd<'_>) -> Result<(), Errno> {
         match self {
             Territory::Proc => Err(Errno::EPERM),
             _ if self.is_read_only(mounts) => Err(Errno::EROFS),
-            Territory::Outside if !granted(file).1 => Err(Errno::EPERM),
+            Territory::Outside if !is_nameless(file) => Err(Errno::EPERM),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether a file there may be given another length by its path.
+    pub(crate) fn check_truncate(self, mounts: &MountTable, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        match self {
+            Territory::Outside => self.check_open(file, libc::O_WRONLY),
+            _ => self.check_change(mounts, file),
         }
     }
 
@@ -57,6 +65,11 @@ impl Territory {
         let (may_read, may_write) = granted(file);
         if reads && !may_read || writes && !may_write { Err(Errno::EACCES) } else { Ok(()) }
     }
+}
+
+/// Whether a file is in no directory and never was: a pipe, a socket, memory.
+fn is_nameless(file: BorrowedFd<'_>) -> bool {
+    super::files::host_path(file).is_ok_and(|path| !path.starts_with(b"/") || path.starts_with(b"/memfd:"))
 }
 
 /// Whether a descriptor is one for reading, and for writing.

@@ -44,10 +44,18 @@ impl Located<'_> {
         self.territory
     }
 
-    /// Before what is there is changed: attributes, length, watches for changes by others.
+    /// Before what is there is changed: its attributes.
     pub(super) fn check_change(&self, task: &Task) -> Result<(), Errno> {
         match task.mounts() {
             Some(mounts) if self.node.is_none() => self.territory.check_change(mounts, self.dir()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Before the file is given another length.
+    pub(super) fn check_truncate(&self, task: &Task) -> Result<(), Errno> {
+        match task.mounts() {
+            Some(mounts) if self.node.is_none() => self.territory.check_truncate(mounts, self.dir()),
             _ => Ok(()),
         }
     }
@@ -73,8 +81,11 @@ impl Located<'_> {
         if !self.territory.is_read_only(mounts) {
             return Ok(());
         }
+        // With a slash at its end a link would be followed.
+        let path = self.path().to_bytes();
+        let path = CString::new(path.strip_suffix(b"/").unwrap_or(path)).map_err(|_| Errno::ENOENT)?;
         let mut stat = [0; 144];
-        match host::newfstatat(self.dir(), self.path(), &mut stat, libc::AT_SYMLINK_NOFOLLOW) {
+        match host::newfstatat(self.dir(), &path, &mut stat, libc::AT_SYMLINK_NOFOLLOW) {
             Err(Errno::ENOENT) => Err(Errno::EROFS),
             Err(errno) => Err(errno),
             Ok(_) => Err(Errno::EEXIST),

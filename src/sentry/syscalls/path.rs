@@ -217,7 +217,7 @@ pub(super) fn fchownat(
 
 pub(super) fn truncate(task: &mut Task, path: Path, length: i64) -> SysResult {
     let at = task.locate(libc::AT_FDCWD, &path, true)?;
-    at.check_change(task)?;
+    at.check_truncate(task)?;
     let limited = task.process.current_limits().file_size() != libc::RLIM_INFINITY;
     let path = at.absolute()?;
     if limited {

@@ -64,7 +64,8 @@ impl Address {
         if at.territory() == Territory::Outside {
             return Err(Errno::EACCES);
         }
-        if at.path().to_bytes().starts_with(b"/") && at.path() == path.as_c_str() {
+        let as_given = at.path().to_bytes().starts_with(b"/") && at.path() == path.as_c_str();
+        if as_given && task.mounts().is_none() {
             return Ok(Resolved { address: self, _socket: None });
         }
         // The supervisor's working directory is not the guest's, and a longer path would not fit.
