@@ -14,6 +14,7 @@ mod names;
 mod open;
 mod resolve;
 mod setup;
+mod sockets;
 mod table;
 mod task;
 mod territory;
@@ -23,7 +24,7 @@ pub use mounts::{Access, MountError, Mounts};
 pub(crate) use open::path_of_pinned;
 pub(crate) use resolve::{Last, Reached};
 pub(crate) use table::{MountId, MountTable};
-pub(crate) use task::Resolved;
+pub(crate) use task::{Resolved, is_masked};
 pub(crate) use territory::{Location, Territory};
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::files::{c_string, descend, is_on_proc, look_at, open_host};
 use super::mounts::{Access, Bind, MountError, Mounts};
 use super::resolve::{Last, Reached};
+use super::sockets::SocketNames;
 use super::table::{Mount, MountId, MountTable, Place, Point, What};
 use crate::sentry::errno::Errno;
 use crate::sentry::task::Directory;
@@ -38,7 +39,7 @@ impl MountTable {
         let place = Place { mount: MountId(0), directory: root.clone() };
         let what = What::Directory { root, identity: known.identity };
         let first = Mount { what, read_only: mounts.access == Access::ReadOnly, on: None };
-        let mut table = Self { mounts: vec![first], root: place, host_proc };
+        let mut table = Self { mounts: vec![first], root: place, host_proc, sockets: SocketNames::default() };
         table.put(What::Proc, false, table.root(), b"proc").map_err(fail)?;
         if mounts.devices {
             table.put_devices().map_err(fail)?;

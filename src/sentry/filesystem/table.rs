@@ -1,10 +1,11 @@
 //! The mount table of a guest.
 
-use super::files::{Identity, Known, look_at};
+use super::files::{Identity, Known, look_at, open_name};
+use super::sockets::SocketNames;
 use crate::sentry::errno::Errno;
 use crate::sentry::task::Directory;
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// One of the guest's mounts, by its number in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,13 +58,15 @@ pub(super) struct Mount {
     pub(super) on: Option<Point>,
 }
 
-/// All mounts of a guest, the root first. It never changes.
+/// All mounts of a guest, the root first. They never change.
 #[derive(Debug)]
 pub(crate) struct MountTable {
     pub(super) mounts: Vec<Mount>,
     pub(super) root: Place,
     /// The host's `/proc`, for what of it the guest sees.
     pub(super) host_proc: OwnedFd,
+    /// What the guest has bound Unix sockets to.
+    pub(crate) sockets: SocketNames,
 }
 
 impl MountTable {
@@ -89,6 +92,34 @@ impl MountTable {
     pub(super) fn may_be_mounted_on(&self, within: MountId, name: &[u8]) -> bool {
         let is_on = |point: &Point| point.parent.mount == within && point.name == name;
         self.mounts.iter().any(|mount| mount.on.as_ref().is_some_and(is_on))
+    }
+
+    /// The names in a directory on which something is mounted and which the host does not have there.
+    pub(crate) fn names_in(&self, within: MountId, directory: BorrowedFd<'_>) -> Vec<(Vec<u8>, u8)> {
+        let mut names: Vec<(Vec<u8>, u8)> = Vec::new();
+        let mut here: Option<Identity> = None;
+        for mount in &self.mounts {
+            let Some(point) = mount.on.as_ref().filter(|on| on.parent.mount == within) else { continue };
+            let identity = match here {
+                Some(identity) => identity,
+                None => match look_at(directory) {
+                    Ok(known) => *here.insert(known.identity),
+                    Err(_) => return names,
+                },
+            };
+            let is_new = identity == point.identity
+                && names.iter().all(|(name, _)| *name != point.name)
+                && open_name(directory, &point.name).is_err();
+            if is_new {
+                let kind = match &mount.what {
+                    What::Directory { .. } | What::Proc => libc::DT_DIR,
+                    What::Link { .. } => libc::DT_LNK,
+                    What::File { .. } => libc::DT_UNKNOWN,
+                };
+                names.push((point.name.clone(), kind));
+            }
+        }
+        names
     }
 
     /// What is mounted on a name in a directory. The directory is asked for only if the name is one of those in question.

@@ -49,6 +49,11 @@ const MASKED: [&[u8]; 15] = [
     b"vmcore",
 ];
 
+/// Whether the guest's `/proc` has no file of that name although the host's has.
+pub(crate) fn is_masked(name: &[u8]) -> bool {
+    MASKED.contains(&name)
+}
+
 impl Task {
     /// Finds what a path names in the guest's file system.
     pub(crate) fn resolve(
@@ -183,7 +188,7 @@ impl Task {
         let (name, rest) = path.split_at(end);
         let follow = matches!(last, Last::Follow | Last::Create) || !rest.is_empty();
         match name {
-            _ if MASKED.contains(&name) => return Err(Errno::ENOENT),
+            _ if is_masked(name) => return Err(Errno::ENOENT),
             // Links, which the host would follow for the supervisor.
             b"mounts" | b"net" if follow => {
                 let path = [b"self/", path].concat();

@@ -3,6 +3,7 @@
 use super::node::{Entry, Node, Owner};
 use super::walk;
 use crate::sentry::errno::Errno;
+use crate::sentry::filesystem::is_masked;
 use crate::sentry::process::lock;
 use crate::sentry::task::Task;
 use std::os::unix::ffi::OsStringExt as _;
@@ -89,6 +90,9 @@ impl Task {
             if pid.is_some_and(|pid| self.mounts().is_some() || hidden.contains(&pid)) {
                 continue;
             }
+            if self.mounts().is_some() && is_masked(&name) {
+                continue;
+            }
             let kind = match entry.file_type() {
                 Ok(kind) if kind.is_dir() => libc::DT_DIR,
                 Ok(kind) if kind.is_symlink() => libc::DT_LNK,
@@ -107,6 +111,24 @@ impl Task {
         }
         Ok(records)
     }
+}
+
+/// Writes the records of names that the host does not list, behind all that it does.
+pub(crate) fn fill_more(
+    names: Vec<(Vec<u8>, u8)>,
+    format: RecordFormat,
+    buf: &mut [u8],
+) -> Result<usize, Errno> {
+    // Their places are never looked for: a listing of one directory ends with them.
+    let place = |index: usize| i64::MAX as u64 - 1 - (names.len() - index) as u64;
+    let record = |(index, (name, kind)): (usize, &(Vec<u8>, u8))| Record {
+        place: place(index),
+        inode: index as u64 + 1,
+        name: name.clone(),
+        kind: *kind,
+    };
+    let records: Vec<Record> = names.iter().enumerate().map(record).collect();
+    fill(&records, &mut 0, format, buf)
 }
 
 /// Fills a buffer with the records from `position` on, which it advances; `EINVAL` if not even one fits.

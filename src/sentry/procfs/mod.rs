@@ -17,7 +17,7 @@ mod text;
 mod walk;
 
 pub(crate) use attributes::is_proc_device;
-pub(crate) use directory::RecordFormat;
+pub(crate) use directory::{RecordFormat, fill_more};
 pub(crate) use node::Node;
 use node::{Entry, Link, Owner};
 pub(crate) use open_file::ProcFile;

@@ -3,7 +3,7 @@
 use super::super::args::Path;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
-use crate::sentry::filesystem::Territory;
+use crate::sentry::filesystem::{MountTable, Territory};
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host::{self, ADDRESS_MAX, AddressBuffer};
 use crate::sentry::task::Task;
@@ -80,8 +80,11 @@ impl Address {
         let at = task.locate_name(libc::AT_FDCWD, &path)?;
         // An address that is taken, the kernel says of whatever exists.
         at.check_new(task).map_err(|errno| if errno == Errno::EEXIST { Errno::EADDRINUSE } else { errno })?;
-        let address =
-            if at.path() == path.as_c_str() { self } else { Self::with_path(at.path().to_bytes())? };
+        let address = match task.mounts() {
+            Some(mounts) => Self::with_path(&mounts.sockets.bind(at.path().to_bytes(), path.0.as_bytes()))?,
+            None if at.path() == path.as_c_str() => self,
+            None => Self::with_path(at.path().to_bytes())?,
+        };
         let (directory, umask) = (at.dir(), task.fs().umask);
         host::with_directory(directory, umask, || host::bind(fd, address.as_bytes()).map(drop))
     }
@@ -116,9 +119,24 @@ pub(super) fn write_address(
 ) -> Result<(), Errno> {
     let room: i32 = task.memory().read_object(len_addr)?;
     let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
-    let bytes = address.as_bytes();
+    let shown = task.mounts().and_then(|mounts| shown_path(mounts, address.as_bytes()));
+    let (bytes, full_len) = match &shown {
+        Some(shown) => (&shown[..], shown.len() as u32),
+        None => (address.as_bytes(), address.full_len()),
+    };
     task.memory().write(addr, &bytes[..bytes.len().min(room)])?;
-    task.memory().write_object(len_addr, &address.full_len())
+    task.memory().write_object(len_addr, &full_len)
+}
+
+/// The address of a Unix socket that was bound in the guest's own file system, as it was bound.
+fn shown_path(mounts: &MountTable, address: &[u8]) -> Option<Vec<u8>> {
+    let (family, text) = address.split_at_checked(PATH_AT)?;
+    if family != (libc::AF_UNIX as u16).to_ne_bytes() {
+        return None;
+    }
+    let text = text.split(|byte| *byte == 0).next().filter(|text| !text.is_empty())?;
+    let path = mounts.sockets.path(text)?;
+    Some([family, &path, b"\0"].concat())
 }
 
 /// getsockname(2) and getpeername(2).
