@@ -66,13 +66,13 @@ pub struct RunArguments {
     #[arg(long, value_name = "FILE")]
     pub stats_json: Option<PathBuf>,
 
-    /// The guest's file system.
-    #[command(flatten)]
-    pub mounts: MountArguments,
-
     /// The program, looked up in PATH, and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM ARGS")]
     pub program: Vec<OsString>,
+
+    /// The guest's file system. Its heading in the help holds for all that follows.
+    #[command(flatten)]
+    pub mounts: MountArguments,
 }
 
 /// The values of `--patching`.

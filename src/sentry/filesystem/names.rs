@@ -1,6 +1,7 @@
 //! From a descriptor to the path by which the guest knows the file.
 
 use super::files::{c_string, descend, host_path, look_at};
+use super::resolve::MOST_LOOKS;
 use super::table::{MountId, MountTable, Place, What};
 use crate::sentry::errno::Errno;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -34,7 +35,8 @@ impl MountTable {
     ) -> Result<Option<Vec<u8>>, Errno> {
         let What::Directory { root, .. } = &self.mount(mount)?.what else { return Ok(None) };
         let mut before = host_path(root.as_fd())?;
-        loop {
+        // Whoever renames the root all the time does not keep the supervisor busy for ever.
+        for _ in 0..MOST_LOOKS {
             let mut path = host_path(file)?;
             let after = host_path(root.as_fd())?;
             if before == after {
@@ -45,6 +47,7 @@ impl MountTable {
             }
             before = after;
         }
+        Err(Errno::ENOENT)
     }
 
     /// The guest's path of a mount; `None` for the root.

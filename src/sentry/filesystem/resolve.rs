@@ -11,7 +11,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 pub(super) const MOST_LINKS: usize = 40;
 
 /// How often the directory above another is looked for while others rename. Each time is a chance of its own.
-const MOST_LOOKS: usize = 1000;
+pub(super) const MOST_LOOKS: usize = 1000;
 
 /// What a call wants with the last name of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -94,21 +94,20 @@ impl File {
     /// Where the file is: where it was opened, or where it is found if it came from somewhere else.
     pub(crate) fn territory(&self, mounts: &Arc<MountTable>) -> Territory {
         let find = || {
-            let territory = match mounts.mount_of(self.as_fd()) {
-                _ if self.proc().is_some() => Territory::Proc,
-                Some(mount) => Territory::Mount(mount),
-                None => Territory::Outside,
+            let territory = match self.proc() {
+                Some(_) => Territory::Proc,
+                None => mounts.mount_of(self.as_fd()).map_or(Territory::Outside, Territory::Mount),
             };
             (Arc::clone(mounts), territory)
         };
         self.location().get_or_init(find).1
     }
 
-    /// Whether it is a directory that no path of the guest leads to. The guest must not have it: names in it would be
-    /// looked up outside.
+    /// Finds out where a file is that came from somewhere else, and whether it is a directory that no path of the guest
+    /// leads to. The guest must not have that: names in it would be looked up outside.
     pub(crate) fn is_directory_outside(&self, mounts: &Arc<MountTable>) -> bool {
-        let is_directory = super::files::look_at(self.as_fd()).is_ok_and(|known| known.is_directory());
-        is_directory && self.territory(mounts) == Territory::Outside
+        self.territory(mounts) == Territory::Outside
+            && super::files::look_at(self.as_fd()).is_ok_and(|known| known.is_directory())
     }
 
     /// The path of the file as the guest knows it.
