@@ -260,3 +260,90 @@ fn bad_options_are_named_in_one_line() {
     let (code, text) = complaint(&[&option, "--bind=/usr"], "sh");
     assert!(code == Some(125) && text.contains("write SRC:DST or SRC:DST:ro"), "{text}");
 }
+
+/// The host's root as a root of its own: every path is resolved by the sentry, and has to end where the host ends.
+fn in_the_hosts_root(program: &Path, args: &[&str], directory: &Path) -> Output {
+    systrap(directory, &["--root=/"], &[&[program.to_str().expect("a plain path")], args].concat())
+}
+
+fn sorted_lines(output: &Output) -> (Vec<String>, Option<i32>) {
+    let mut lines: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
+    lines.sort_unstable();
+    (lines, output.status.code())
+}
+
+#[test]
+fn calls_end_in_the_hosts_root_as_on_the_host() {
+    for name in ["sockets", "proc_files", "exec_details", "event_descriptors", "file_locks"] {
+        let program = cli::fixture(name, &[]);
+        let list = bounded::output(Command::new(&program), b"");
+        for part in text(&list.stdout).lines() {
+            let run = |is_guest: bool| {
+                let directory = tempfile::tempdir().expect("a directory");
+                let args = [part, directory.path().to_str().expect("a plain path")];
+                if is_guest {
+                    return in_the_hosts_root(&program, &args, directory.path());
+                }
+                let mut native = Command::new(&program);
+                native.args(args).current_dir(directory.path());
+                bounded::output(native, b"")
+            };
+            let (native, guest) = (run(false), run(true));
+            assert!(!native.stdout.is_empty(), "{name} {part} says nothing");
+            assert_eq!(sorted_lines(&guest), sorted_lines(&native), "{name} {part}");
+        }
+    }
+}
+
+#[test]
+fn path_calls_end_in_the_hosts_root_as_on_the_host() {
+    let script = r#"
+import errno, os
+def t(name, call):
+    try: print(name, call())
+    except OSError as error: print(name, errno.errorcode[error.errno])
+flags = os.O_CREAT | os.O_WRONLY
+here = os.open(".", os.O_RDONLY)
+t("own", lambda: open("g", "w").write("y"))
+t("symlink", lambda: os.symlink("g", "s"))
+t("link, following", lambda: os.link("s", "h", src_dir_fd=here, follow_symlinks=True))
+t("link of a link", lambda: os.link("s", "h2", follow_symlinks=False))
+t("they are", lambda: (os.lstat("h").st_ino == os.stat("g").st_ino, os.path.islink("h2")))
+def temporary():
+    fd = os.open(".", os.O_TMPFILE | os.O_RDWR); os.write(fd, b"t")
+    os.link(f"/proc/self/fd/{fd}", "h3", src_dir_fd=here, follow_symlinks=True)
+    return open("h3").read()
+t("named later", temporary)
+t("times of a link", lambda: os.utime("s", (1, 1), follow_symlinks=False))
+t("file/", lambda: os.stat("g/")); t("mkdir d/", lambda: os.mkdir("d/")); t("rename d/ e/", lambda: os.rename("d/", "e/"))
+t("rmdir e/", lambda: os.rmdir("e/")); t("creat z/", lambda: os.open("z/", flags)); t("creat g/", lambda: os.open("g/", flags)); t("creat no/z/", lambda: os.open("no/z/", flags)); t("device/", lambda: os.stat("/dev/null/"))
+t("unlink s/", lambda: os.unlink("s/")); t("rmdir .", lambda: os.rmdir(".")); t("mkdir ..", lambda: os.mkdir(".."))
+t("rmdir ..", lambda: os.rmdir("..")); t("rename .", lambda: os.rename(".", "x")); t("symlink q/", lambda: os.symlink("a", "q/"))
+t("exclusive link", lambda: os.open("s", flags | os.O_EXCL)); t("no link", lambda: os.open("s", os.O_NOFOLLOW))
+t("directory to write", lambda: os.open("..", os.O_WRONLY)); t("directory to make", lambda: os.open("..", os.O_CREAT))
+t("exclusive directory/", lambda: os.open("../", flags | os.O_EXCL)); t("nothing", lambda: os.stat(""))
+t("long", lambda: os.stat("x" * 300)); t("below a file", lambda: os.stat("g/x")); t("access", lambda: os.access("g", os.X_OK))
+t("link itself", lambda: oct(os.fstat(os.open("s", os.O_PATH | os.O_NOFOLLOW)).st_mode)); t("chdir", lambda: os.chdir("g"))
+t("no directory", lambda: open("no/x", "w")); t("link of a directory", lambda: os.link("..", "l"))
+t("into itself", lambda: (os.mkdir("d"), os.rename("d", "d/e"))); t("not empty", lambda: (os.mkdir("d/e"), os.rmdir("d")))
+t("exchange", lambda: os.rename("d", "g")); t("other way", lambda: os.rename("g", "d")); t("root", lambda: os.readlink("/proc/self/root"))
+t("attributes", lambda: (os.setxattr("g", "user.a", b"b"), os.getxattr("s", "user.a"), os.listxattr("s", follow_symlinks=False)))
+t("dangling", lambda: (os.symlink("new", "n"), os.close(os.open("n", flags)), os.path.exists("new")))
+t("relative to it", lambda: os.stat("../" + os.path.basename(os.getcwd()) + "/g").st_size)
+print(sorted(os.listdir()))
+"#;
+    let python = cli::python();
+    let run = |is_guest: bool| {
+        let directory = tempfile::tempdir().expect("a directory");
+        if is_guest {
+            return in_the_hosts_root(&python, &["-c", script], directory.path());
+        }
+        let mut native = Command::new(&python);
+        native.args(["-c", script]).current_dir(directory.path());
+        bounded::output(native, b"")
+    };
+    let (native, guest) = (run(false), run(true));
+    assert_eq!(text(&native.stdout).lines().count(), 43, "{native:?}");
+    assert_eq!(text(&guest.stdout), text(&native.stdout));
+    assert_eq!(text(&guest.stderr), text(&native.stderr));
+}

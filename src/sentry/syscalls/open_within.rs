@@ -54,7 +54,9 @@ pub(super) fn open_at(
 ) -> SysResult {
     let wants = Wants::new(flags);
     let cloexec = flags & libc::O_CLOEXEC != 0;
-    if wants.creates && wants.last() == Last::NoFollow && path.0.as_bytes().ends_with(b"/") {
+    if wants.creates && names_a_directory(path) {
+        // No file can be made of that name, whatever is there; if one could get there.
+        task.resolve(mounts, dirfd, path.as_c_str(), Last::Name)?;
         return Err(Errno::EISDIR);
     }
     for _ in 0..MOST_RACES {
@@ -67,6 +69,15 @@ pub(super) fn open_at(
         return task.files().insert(file, cloexec).map(i64::from);
     }
     Err(Errno::ELOOP)
+}
+
+/// Whether the last name, not being `.` or `..`, ends with a slash.
+fn names_a_directory(path: &Path) -> bool {
+    let path = path.0.as_bytes();
+    let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+    let name = &path[..end];
+    name.len() < path.len()
+        && !matches!(name.rsplit(|byte| *byte == b'/').next(), None | Some(b"" | b"." | b".."))
 }
 
 fn has_raced(resolved: &Resolved, wants: Wants) -> bool {
