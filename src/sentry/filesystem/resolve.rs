@@ -271,7 +271,7 @@ impl MountTable {
                     descend(directory, head, libc::O_DIRECTORY)
                 }?;
                 let place = Place { mount, directory: directory.into() };
-                Ok(Reached::Name { place, name: c_string(name)?, covered: true })
+                Ok(Reached::Name { place, name: c_string(name)?, covered: false })
             }
             _ => match files::descend(directory, path, 0) {
                 Ok(file) => Ok(Reached::Object { file: file.into(), mount }),
