@@ -7,6 +7,7 @@ mod handoff;
 mod interrupt;
 mod memory;
 mod patched;
+mod sent;
 mod state;
 mod switch;
 
@@ -21,6 +22,7 @@ use execute::{Executing, StubCall};
 pub(crate) use handoff::HandOff;
 pub use interrupt::Interrupter;
 pub use memory::{ContextMemory, Made, MemoryOnReturn};
+pub use sent::SentArguments;
 use state::FullState;
 
 use crate::address_space::SpaceInner;
@@ -52,6 +54,8 @@ pub struct Context {
     executed: Option<Executed>,
     counts: Registered,
     answers: Answers,
+    /// The last event is a call that brought something along, as far as its number and its way say.
+    brought: bool,
     recent_sites: RecentSites,
     hot: bool,
 }
@@ -98,6 +102,7 @@ impl Context {
             executed: None,
             counts,
             answers: Answers::default(),
+            brought: false,
             recent_sites: RecentSites::new(),
             hot: false,
         }
@@ -218,6 +223,7 @@ impl Context {
         self.cool();
         self.count_answers();
         if let Some(home) = self.home.take() {
+            crate::patching::forget_changes(&home.space, self.key());
             home.space.process.detach(&self.attention);
             // A pooled thread waits in the loop that knows all replies, not in the syshandler's.
             let spilled = home.stop != Stop::Patched
@@ -227,6 +233,11 @@ impl Context {
             }
             self.changed = true;
         }
+    }
+
+    /// What tells this context from others.
+    fn key(&self) -> crate::patching::ContextKey {
+        crate::patching::ContextKey::of(Arc::as_ptr(&self.attention))
     }
 
     fn heat(&mut self) {
@@ -247,6 +258,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         self.leave_home();
+        crate::subprocess::roam();
         self.platform.counters.unregister(&self.counts);
     }
 }

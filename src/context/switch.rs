@@ -23,17 +23,23 @@ impl Context {
     /// [`SwitchError`]; what the guest does is an [`Event`].
     pub fn switch(&mut self, aspace: &AddressSpace) -> Result<Event, SwitchError> {
         self.executed = None;
+        self.brought = false;
         if self.executing != Executing::Nothing && !self.can_execute(aspace) && self.execute_at_once()? {
             return Ok(Event::Interrupted);
         }
         // A load first: the locked instruction would cost every call some nanoseconds.
-        if self.attention.get() & Attention::INTERRUPT != 0 && self.attention.take(Attention::INTERRUPT) {
+        let seen = self.attention.get();
+        if seen & Attention::STEP_ASIDE != 0 {
+            // It stands, which is as good.
+            self.attention.take(Attention::STEP_ASIDE);
+        }
+        if seen & Attention::INTERRUPT != 0 && self.attention.take(Attention::INTERRUPT) {
             self.execute_at_once()?;
             return Ok(Event::Interrupted);
         }
         self.heat();
         let mut reply = self.prepare_reply(aspace)?;
-        self.attention.set_may_be_in_trampoline(true);
+        self.attention.turns().begin();
         loop {
             let Some(home) = &self.home else { return Err(SwitchError::BadState { what: "no stub thread" }) };
             self.pulled = false;
@@ -129,6 +135,7 @@ impl Context {
     pub fn prepare_sleep(&mut self) {
         self.cool();
         let Some(home) = &mut self.home else { return };
+        home.thread.seat().leave(&self.platform.places);
         let line = &home.thread.sysmsg().line;
         if home.stop != Stop::Empty && home.thread.spinning().doze() {
             let state = line.state.load(Ordering::Acquire);
@@ -246,6 +253,7 @@ impl Context {
             Entry::Trapped | Entry::Vsyscall => self.counts.local.count_trapped(),
         }
         self.result = -i64::from(libc::ENOSYS);
+        self.brought = entry == Entry::Patched && self.answers.sends(nr);
         Ok(Event::Syscall(Syscall { nr, args: args(), ip, arch, entry }))
     }
 
@@ -262,7 +270,9 @@ impl Context {
     fn abandon_home(&mut self) {
         self.cool();
         if let Some(home) = self.home.take() {
+            patching::forget_changes(&home.space, self.key());
             home.space.process.detach(&self.attention);
+            self.attention.turns().end();
         }
     }
 }

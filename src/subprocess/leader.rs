@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use systrap_stub::request::{Answer, SEQ_BITS};
 
+use super::placement::{confine, confined};
 use super::{ANSWER_DEADLINE, Subprocess};
 use crate::{Error, StubExit, sys};
 
@@ -30,16 +31,35 @@ pub(crate) struct HostCall {
 #[derive(Debug, Default)]
 pub(crate) struct LeaderSeat {
     seq: u32,
+    /// The CPU that the leader is confined to.
+    cpu: Option<u32>,
+}
+
+impl LeaderSeat {
+    /// Of a process whose parent's leader was confined to this CPU.
+    pub(super) fn new(cpu: Option<u32>) -> Self {
+        Self { seq: 0, cpu }
+    }
 }
 
 impl Subprocess {
     /// Lets the leader make one host call and returns its result.
     pub(crate) fn host_call(&self, call: &HostCall) -> Result<i64, Error> {
-        let answer = {
+        self.host_call_somewhere(call).map(|(result, _)| result)
+    }
+
+    /// The same, for a call that makes a thread or a process: with the CPU that the leader, and so what it made, is
+    /// confined to.
+    pub(super) fn host_call_somewhere(&self, call: &HostCall) -> Result<(i64, Option<u32>), Error> {
+        let (answer, cpu) = {
             let mut seat = self.sit();
-            self.request(&mut seat, std::slice::from_ref(call))?
+            (self.request(&mut seat, std::slice::from_ref(call))?, seat.cpu)
         };
-        if answer.left == 0 { Ok(answer.result) } else { Err(Error::stub(call.what, -answer.result as i32)) }
+        if answer.left == 0 {
+            Ok((answer.result, cpu))
+        } else {
+            Err(Error::stub(call.what, -answer.result as i32))
+        }
     }
 
     fn sit(&self) -> MutexGuard<'_, LeaderSeat> {
@@ -54,16 +74,20 @@ impl Subprocess {
                 slot.store(arg, Ordering::Relaxed);
             }
         }
+        // A supervisor that is confined to a CPU waits there, and leaves it to the leader.
+        let together = confined().is_some_and(|(cpu, _)| {
+            seat.cpu == Some(cpu) || confine(self.pid(), cpu).inspect(|()| seat.cpu = Some(cpu)).is_some()
+        });
         page.count.store(calls.len() as u32, Ordering::Relaxed);
         seat.seq = next_seq(seat.seq);
         page.seq.store(seat.seq, Ordering::SeqCst);
         sys::futex_wake_shared(&page.seq);
-        self.wait_for_answer(seat.seq)
+        self.wait_for_answer(seat.seq, if together { 0 } else { LOOKS_BEFORE_SLEEP })
     }
 
     /// A new process says hello once its shared areas are in place: sequence number 0, result 1.
     pub(super) fn wait_for_hello(&self) -> Result<(), Error> {
-        let answer = self.wait_for_answer(0)?;
+        let answer = self.wait_for_answer(0, LOOKS_BEFORE_SLEEP)?;
         if answer.result == 1 && answer.left == 0 {
             return Ok(());
         }
@@ -71,7 +95,7 @@ impl Subprocess {
         Err(Error::StubDied { how: StubExit::Unknown })
     }
 
-    fn wait_for_answer(&self, seq: u32) -> Result<Answer, Error> {
+    fn wait_for_answer(&self, seq: u32, looks_before_sleep: u32) -> Result<Answer, Error> {
         let hint = &self.slots.leader().hint;
         let started = Instant::now();
         let mut looks = 0_u32;
@@ -89,7 +113,7 @@ impl Subprocess {
                 return Err(Error::StubDied { how });
             }
             looks += 1;
-            if looks < LOOKS_BEFORE_SLEEP {
+            if looks < looks_before_sleep {
                 continue;
             }
             if started.elapsed() > ANSWER_DEADLINE {

@@ -94,7 +94,7 @@ impl Reaper {
         let reaper = Self { shared, thread: Some(thread) };
         let pid = forked.map_err(|source| Error::host("forking the template stub process", source))?;
         let pidfd = Subprocess::open_child(pid).map_err(|not_adopted| not_adopted.error)?;
-        let template = Subprocess::adopt(pid, pidfd, base, requests, prepared.page, prepared.slots);
+        let template = Subprocess::adopt(pid, pidfd, base, requests, prepared.page, prepared.slots, None);
         reaper.watch(&template)?;
         template.wait_for_hello().map_err(Error::of_template)?;
         Ok((reaper, template))

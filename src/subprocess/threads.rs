@@ -11,6 +11,7 @@ use systrap_stub::sysmsg::Sysmsg;
 use systrap_stub::wire;
 
 use super::head_start::HeadStart;
+use super::seat::Seat;
 use super::spin::Spinning;
 use super::{ANSWER_DEADLINE, HostCall, Subprocess};
 use crate::shared::SLOT_STEP;
@@ -23,13 +24,22 @@ const STUB_SLEEP_NS: u64 = 500_000_000;
 #[derive(Debug)]
 pub(crate) struct ThreadPool {
     /// Threads that wait for a RESUME_FULL: slot and thread id.
-    parked: Vec<(u32, i32)>,
+    parked: Vec<Parked>,
     /// Slots for which no thread could be made.
     vacant: Vec<u32>,
     /// Slots that never had a thread begin here.
     untouched: u32,
     /// Slots that exist in the memfd.
     usable: u32,
+}
+
+/// A thread that nobody has.
+#[derive(Debug)]
+struct Parked {
+    slot: u32,
+    tid: i32,
+    /// Where it is confined to.
+    cpu: Option<u32>,
 }
 
 impl ThreadPool {
@@ -45,16 +55,21 @@ pub(crate) struct StubThread {
     slot: u32,
     tid: i32,
     spinning: Spinning,
+    seat: Seat,
 }
 
 impl StubThread {
-    fn new(process: &Arc<Subprocess>, slot: u32, tid: i32) -> Self {
+    fn new(process: &Arc<Subprocess>, slot: u32, tid: i32, cpu: Option<u32>) -> Self {
         let spinning = Spinning::new(HeadStart::measured());
-        Self { process: Arc::clone(process), slot, tid, spinning }
+        Self { process: Arc::clone(process), slot, tid, spinning, seat: Seat::new(cpu) }
     }
 
     pub(crate) fn spinning(&self) -> &Spinning {
         &self.spinning
+    }
+
+    pub(crate) fn seat(&self) -> &Seat {
+        &self.seat
     }
 
     pub(crate) fn process(&self) -> &Arc<Subprocess> {
@@ -91,7 +106,7 @@ impl StubThread {
     /// Gives the thread back. It must be waiting for a reply.
     pub(crate) fn park(self) {
         let mut pool = self.process.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.parked.push((self.slot, self.tid));
+        pool.parked.push(Parked { slot: self.slot, tid: self.tid, cpu: self.seat.cpu() });
     }
 }
 
@@ -100,12 +115,12 @@ impl Subprocess {
     pub(crate) fn take_thread(self: &Arc<Self>) -> Result<StubThread, Error> {
         let slot = {
             let mut pool = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((slot, tid)) = pool.parked.pop() {
+            if let Some(Parked { slot, tid, cpu }) = pool.parked.pop() {
                 // As a new thread's: the budgets begin anew.
                 let sysmsg = self.slots.sysmsg(slot);
                 sysmsg.spin.store(0, Ordering::Relaxed);
                 sysmsg.head_start.store(0, Ordering::Relaxed);
-                return Ok(StubThread::new(self, slot, tid));
+                return Ok(StubThread::new(self, slot, tid, cpu));
             }
             if let Some(slot) = pool.vacant.pop() { slot } else { self.new_slot(&mut pool)? }
         };
@@ -139,8 +154,9 @@ impl Subprocess {
         let scratch_top = offset_of!(Sysmsg, scratch) + size_of_val(&sysmsg.scratch);
         sysmsg.scratch_top.store(stack + scratch_top as u64, Ordering::Relaxed);
         let args = [CLONE_THREAD_FLAGS, stack, 0, 0, 0, 0];
-        let tid = self.host_call(&HostCall { what: "clone of a stub thread", nr: libc::SYS_clone, args })?;
-        let thread = StubThread::new(self, slot, i32::try_from(tid).unwrap_or(-1));
+        let clone = HostCall { what: "clone of a stub thread", nr: libc::SYS_clone, args };
+        let (tid, cpu) = self.host_call_somewhere(&clone)?;
+        let thread = StubThread::new(self, slot, i32::try_from(tid).unwrap_or(-1), cpu);
         // READY is a hint like everything in the slot: whoever forges it harms its own address space only.
         let deadline = Instant::now() + ANSWER_DEADLINE;
         sysmsg.supervisor_sleeps.store(1, Ordering::SeqCst);

@@ -5,15 +5,18 @@
 //!
 //! A patch's life: [`prepare`](PatchMap::prepare) → the caller makes the steps → [`commit`](PatchMap::commit) →
 //! [`remove`](PatchMap::remove) → the caller makes the steps; the trampoline and the padding are now *retired*, for a
-//! thread may still be in them → [`reclaim`](PatchMap::reclaim), once no thread is.
+//! thread may still be in them → [`reclaim`](PatchMap::reclaim), once no thread is, or
+//! [`reclaim_until`](PatchMap::reclaim_until), once none is that may have entered before some moment.
 
 mod invalidate;
 mod locate;
+mod retire;
 
 use std::collections::BTreeMap;
 
 pub use invalidate::{ForkError, Invalidated, Loss};
 pub use locate::RipMeaning;
+pub use retire::Retirement;
 
 use crate::addr::{GuestAddr, GuestRange, SyshandlerAddr, TrampolineAddr};
 use crate::arena::{Arena, ArenaError, Slot, TrampolineMemory};
@@ -109,7 +112,8 @@ struct Placed {
     slot: Slot,
     trampoline: Trampoline,
     padding: Option<Change>,
-    retired: bool,
+    /// The number of its retirement.
+    retired: Option<Retirement>,
 }
 
 /// The patches of one address space, and the sites known to be unpatchable.
@@ -126,6 +130,8 @@ pub struct PatchMap {
     refusals: BoundedMap<GuestAddr, Refusal>,
     arena: Arena,
     serial: u64,
+    last_retirement: Retirement,
+    retired: usize,
 }
 
 impl PatchMap {
@@ -141,6 +147,8 @@ impl PatchMap {
             refusals: BoundedMap::new(limits.max_refusals),
             arena: Arena::new(limits.max_trampoline_bytes),
             serial: 0,
+            last_retirement: Retirement::default(),
+            retired: 0,
         }
     }
 
@@ -189,7 +197,7 @@ impl PatchMap {
             self.breakpoints.insert(head.addr, slot.at);
         }
         self.paddings.extend(padding.as_ref().map(|p| (p.addr, slot.at)));
-        let placed = Placed { slot, trampoline: trampoline.clone(), padding, retired: false };
+        let placed = Placed { slot, trampoline: trampoline.clone(), padding, retired: None };
         self.trampolines.insert(slot.at, placed);
         self.serial += 1;
         self.by_age.insert(self.serial, site);
@@ -255,43 +263,6 @@ impl PatchMap {
         }
         self.retire(site);
         Some(Removal { site, steps })
-    }
-
-    fn retire(&mut self, site: GuestAddr) -> Option<Patched> {
-        let patched = self.sites.remove(&site)?;
-        self.by_age.remove(&patched.serial);
-        if let Some(placed) = self.trampolines.get_mut(&patched.trampoline) {
-            placed.retired = true;
-        }
-        Some(patched)
-    }
-
-    /// Frees everything retired, and says how to restore its padding. To be called when no thread of the address space
-    /// has an instruction pointer that [`is_retired`](Self::is_retired); make the steps before anything else runs.
-    pub fn reclaim<M: TrampolineMemory>(&mut self, memory: &mut M) -> Vec<Step> {
-        let retired: Vec<_> = self.trampolines.iter().filter(|(_, p)| p.retired).map(|(at, _)| *at).collect();
-        retired
-            .into_iter()
-            .filter_map(|at| self.release(at, true, memory))
-            .map(|c| c.inverse().plain())
-            .collect()
-    }
-
-    /// Forgets a retired trampoline; gives the change of its padding.
-    fn release<M: TrampolineMemory>(
-        &mut self,
-        at: TrampolineAddr,
-        was_executed: bool,
-        memory: &mut M,
-    ) -> Option<Change> {
-        let placed = self.trampolines.remove(&at)?;
-        self.paddings.retain(|_, owner| *owner != at);
-        self.breakpoints.retain(|_, owner| *owner != at);
-        match was_executed {
-            true => self.arena.free(placed.slot, memory),
-            false => self.arena.free_unused(placed.slot, memory),
-        }
-        placed.padding
     }
 
     /// Remembers that a site cannot be patched, so that it is not planned at every call.
