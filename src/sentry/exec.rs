@@ -105,6 +105,11 @@ impl Task {
         if path.0.as_bytes().len() >= PATH_MAX {
             return Err(Errno::ENAMETOOLONG);
         }
+        if let Some(mounts) = self.mounts().cloned() {
+            let (argv, envp) = (self.read_strings(argv)?, self.read_strings(envp)?);
+            let program = self.open_program_in(&mounts, dirfd, path.as_c_str(), flags, argv, envp)?;
+            return self.become_program(program);
+        }
         let by_descriptor = path.0.is_empty() && flags & libc::AT_EMPTY_PATH != 0;
         let found = if by_descriptor {
             Found::Behind(Anchor::File(self.file(dirfd)?), CString::default())
@@ -125,8 +130,12 @@ impl Task {
             }
         }
         let (argv, envp) = (self.read_strings(argv)?, self.read_strings(envp)?);
-        let mut program =
-            Program::open(directory.as_fd(), &name, argv, envp).map_err(|error| error.errno())?;
+        let program = Program::open(directory.as_fd(), &name, argv, envp).map_err(|error| error.errno())?;
+        self.become_program(program)
+    }
+
+    /// Replaces the program by one that has been opened.
+    fn become_program(&mut self, mut program: Program) -> Result<i64, Errno> {
         let (credentials, secure) = self.credentials_after_exec();
         program.set_owner(credentials.owner(secure));
         let stack_limit = self.process.limits().stack();

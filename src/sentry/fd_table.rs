@@ -2,6 +2,7 @@
 
 use super::errno::Errno;
 use super::file::File;
+use super::filesystem::MountTable;
 use super::host;
 use super::limits::first_reserved_descriptor;
 use super::record_locks::{OwnedLocks, RecordLocks};
@@ -143,6 +144,15 @@ impl FdTable {
         self.first_free = self.first_free.min(index);
         self.locks.closed(&slot.file);
         Ok(slot.file)
+    }
+
+    /// Closes the directories that are in no mount of the guest's.
+    pub(crate) fn close_outside(&mut self, mounts: &Arc<MountTable>) {
+        let is_outside = |fd: &i32| self.get(*fd).is_ok_and(|file| file.is_directory_outside(mounts));
+        let outside: Vec<i32> = self.numbers().filter(is_outside).collect();
+        for fd in outside {
+            let _ = self.remove(fd);
+        }
     }
 
     /// The open numbers in ascending order.

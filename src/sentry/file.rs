@@ -1,6 +1,7 @@
 //! An open file of a guest (Linux's `struct file`): what descriptors refer to.
 
 use super::errno::Errno;
+use super::filesystem::Location;
 use super::host;
 use super::kernel::Tree;
 use super::pidfd::PidFile;
@@ -70,6 +71,10 @@ pub(crate) struct File {
     needs_poll: AtomicBool,
     /// `F_SETOWN`: a process, or minus a group; 0 for none.
     owner: AtomicI32,
+    /// A directory whose entries have all been read, those that only the guest has included.
+    listed: AtomicBool,
+    /// Where it is in the guest's own file system, if it has one.
+    location: Location,
 }
 
 impl File {
@@ -83,7 +88,18 @@ impl File {
             socket: OnceLock::new(),
             needs_poll: AtomicBool::new(false),
             owner: AtomicI32::new(0),
+            listed: AtomicBool::new(false),
+            location: Location::new(),
         }
+    }
+
+    /// Notes that all entries of a directory have been read, or that they are read again; whether they had been.
+    pub(crate) fn set_listed(&self, listed: bool) -> bool {
+        self.listed.swap(listed, Ordering::Relaxed)
+    }
+
+    pub(crate) fn location(&self) -> &Location {
+        &self.location
     }
 
     /// A socket of which all is known.

@@ -4,7 +4,8 @@
 //! what the host does well (files, pipes, terminals, clocks) on the guest's behalf. [`Guest`] runs one program.
 //!
 //! Where to look: [`run`](self) drives a task; `syscalls` has the table and one module per family of calls;
-//! `loader` and `exec` start programs; `memory`, `fd_table`, `signals` are what a process owns; `host` is the list
+//! `loader` and `exec` start programs; `memory`, `fd_table`, `signals` are what a process owns; `filesystem` is
+//! what paths lead to where a guest has [`Mounts`] of its own; `host` is the list
 //! of host calls; `hook` shows calls to the embedder, `trace` is one such hook.
 //!
 //! # Hooks
@@ -44,6 +45,7 @@ mod errno;
 mod exec;
 mod fd_table;
 mod file;
+mod filesystem;
 mod fs_context;
 mod futex;
 mod guest_memory;
@@ -72,6 +74,7 @@ mod timers;
 mod trace;
 
 pub use errno::Errno;
+pub use filesystem::{Access, MountError, Mounts};
 pub use hook::{
     ArgError, ArgValue, Argument, Call, CallEnd, CallSet, DeliveredSignal, Hook, TaskId, UnknownCall, Verdict,
 };

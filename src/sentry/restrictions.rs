@@ -2,6 +2,7 @@
 
 use super::credentials::{CapabilitySets, Credentials, Ids};
 use super::errno::Errno;
+use super::filesystem::{MountTable, Territory};
 use super::host::{self, AssumeError};
 use super::kernel::Kernel;
 use super::limits::Limits;
@@ -9,7 +10,7 @@ use super::network::{Network, PrivateNames};
 use super::run::{Guest, RunError};
 use super::self_confinement::SupervisorFilter;
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -169,6 +170,20 @@ impl Restrictions {
             return super::exec::working_directory().map_err(|errno| RunError::Setup { what, errno });
         };
         super::exec::open_directory(path)
+            .map_err(|errno| RunError::WorkingDirectory { path: path.to_string_lossy().into_owned(), errno })
+    }
+
+    /// The same in a file system of the guest's own: the directory that was asked for is a path of the guest's.
+    pub(super) fn open_working_directory_in(
+        &self,
+        mounts: &Arc<MountTable>,
+    ) -> Result<(Arc<OwnedFd>, Territory), RunError> {
+        let Some(path) = &self.working_directory else {
+            let own = super::exec::working_directory().and_then(|own| mounts.first_directory(own.as_fd()));
+            return own.map_err(|errno| RunError::Setup { what: "working directory", errno });
+        };
+        mounts
+            .open_directory(path)
             .map_err(|errno| RunError::WorkingDirectory { path: path.to_string_lossy().into_owned(), errno })
     }
 

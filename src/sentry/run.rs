@@ -5,6 +5,7 @@ use super::credentials::Credentials;
 use super::errno::Errno;
 use super::exec::{self, StartError, Started};
 use super::fd_table::FdTable;
+use super::filesystem::{MountError, MountTable, Mounts, Territory};
 use super::fs_context::FsContext;
 use super::hook::{AnyHook, GuestHooks, Hook, TaskId};
 use super::host;
@@ -21,10 +22,10 @@ use super::syscalls;
 use super::task::{AfterCall, ExitStatus, Task, TaskHandle, TaskParts};
 use super::trace::Trace;
 use crate::{Error, Event, Executed, Options, Stats, SwitchError, Syscall, Systrap};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fmt;
 use std::io::Write;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,7 @@ pub struct Guest {
     hooks: Vec<Arc<dyn AnyHook>>,
     hides_vdso: bool,
     pub(super) restrictions: Restrictions,
+    mounts: Option<Mounts>,
 }
 
 impl fmt::Debug for Guest {
@@ -58,6 +60,7 @@ impl fmt::Debug for Guest {
             .field("hooks", &self.hooks.len())
             .field("hides_vdso", &self.hides_vdso)
             .field("restrictions", &self.restrictions)
+            .field("mounts", &self.mounts)
             .finish_non_exhaustive()
     }
 }
@@ -91,6 +94,9 @@ pub enum RunError {
     /// The guest cannot be continued.
     #[error("the guest cannot be continued: {0}")]
     Switch(#[from] SwitchError),
+    /// The guest's file system cannot be made.
+    #[error(transparent)]
+    Mounts(#[from] MountError),
     /// A [`Hook`] panicked, and the guest was killed.
     #[error("a hook panicked: {message}")]
     Hook {
@@ -145,6 +151,7 @@ impl Guest {
             hooks: Vec::new(),
             hides_vdso: false,
             restrictions: Restrictions::default(),
+            mounts: None,
         }
     }
 
@@ -195,6 +202,16 @@ impl Guest {
         self
     }
 
+    /// Gives the guest a file system of its own; without one it sees the host's as it is.
+    ///
+    /// The path of the program is then the guest's, and so is the working directory: this process's own where the guest
+    /// can see it, else `/`.
+    #[must_use]
+    pub fn mounts(mut self, mounts: Mounts) -> Self {
+        self.mounts = Some(mounts);
+        self
+    }
+
     /// Runs the guest in the calling thread until it ends.
     ///
     /// The guest gets this process's working directory, its descriptors that are not close-on-exec, its resource
@@ -214,17 +231,15 @@ impl Guest {
         limits::raise_host_limits();
         let supervisor = Credentials::of_supervisor();
         let credentials = self.restrictions.credentials(&supervisor)?;
+        let mounts = self.mounts.map(|mounts| MountTable::new(&mounts).map(Arc::new)).transpose()?;
         let act_as = |identity: host::Identity| {
             host::assume(&identity).map_err(|_| RunError::Setup { what: "credentials", errno: Errno::EPERM })
         };
         // What the guest could not find, enter or execute is not found for it.
         act_as(credentials.identity())?;
-        let opened = self.restrictions.open_working_directory().and_then(|cwd| {
-            let program = Program::open(cwd.as_fd(), &self.path, self.argv, self.envp)?;
-            Ok((cwd, program))
-        });
+        let opened = open_start(&self.restrictions, mounts.as_ref(), &self.path, self.argv, self.envp);
         act_as(supervisor.identity())?;
-        let (cwd, mut program) = opened?;
+        let (cwd, territory, mut program) = opened?;
         // Signals are blocked before any thread is made.
         let incoming = Incoming::block();
         host::ignore_signals_of_files();
@@ -245,14 +260,18 @@ impl Guest {
                     StartError::Load(error) => RunError::Load(error),
                     StartError::Platform(error) => RunError::Platform(error),
                 })?;
-        let files = FdTable::inherited(&inherited, process_limits.descriptors());
+        let mut files = FdTable::inherited(&inherited, process_limits.descriptors());
+        if let Some(mounts) = &mounts {
+            files.close_outside(mounts);
+        }
         // The mask applies to what the guest creates and is applied by the sentry. Where unshare is forbidden the
         // whole process has the empty mask, which matters to nobody else in a command.
         let _ = host::unshare(libc::CLONE_FS);
         let umask = host::umask(0).unwrap_or(0o22) as u32;
-        let kernel = Arc::new(Kernel::new(platform.clone(), first_pid, hooks, vdso, &self.restrictions));
+        let kernel =
+            Arc::new(Kernel::new(platform.clone(), first_pid, hooks, vdso, &self.restrictions, mounts));
         incoming.start(&kernel).map_err(|error| setup("signal thread")(error.into()))?;
-        let fs = FsContext { cwd: Arc::new(cwd), proc_directory: None, umask };
+        let fs = FsContext { cwd, proc_directory: None, territory, umask };
         let clock = self.restrictions.start_timeout(&kernel)?;
         let first = First { program: &program, limits: process_limits, credentials, files, fs };
         let task = first.task(&kernel, started, incoming.ignored());
@@ -276,6 +295,25 @@ impl Guest {
             wall_time: started_at.elapsed(),
         })
     }
+}
+
+/// The working directory that the guest starts in, and its program.
+fn open_start(
+    restrictions: &Restrictions,
+    mounts: Option<&Arc<MountTable>>,
+    path: &CStr,
+    argv: Vec<CString>,
+    envp: Vec<CString>,
+) -> Result<(Arc<OwnedFd>, Territory, Program), RunError> {
+    let Some(mounts) = mounts else {
+        let cwd = Arc::new(restrictions.open_working_directory()?);
+        let program = Program::open(cwd.as_fd(), path, argv, envp)?;
+        return Ok((cwd, Territory::Host, program));
+    };
+    let (cwd, territory) = restrictions.open_working_directory_in(mounts)?;
+    let open = |path: &CStr, flags| mounts.open_first(&cwd, territory, path, flags);
+    let program = Program::open_with(&open, path, argv, envp)?;
+    Ok((cwd, territory, program))
 }
 
 /// What the first process starts with.

@@ -1,6 +1,7 @@
 //! The command line's definition.
 
 use crate::limits::LimitArguments;
+use crate::mounts::MountArguments;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -22,7 +23,7 @@ pub enum Command {
     /// The exit status is the program's; 128 and the signal's number if a signal killed it; 127 if it was not found,
     /// 126 if it cannot be executed, 125 if systrap itself failed, 124 if its time was up (--timeout).
     #[command(after_help = RUN_EXAMPLES)]
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Show what patching makes of ELF files, without running them
     ///
     /// For each file: how many `syscall` instructions it has, which tier would patch them, which stay unpatched and why,
@@ -99,6 +100,10 @@ pub struct RunArguments {
     /// The program, looked up in PATH, and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM ARGS", value_hint = ValueHint::CommandWithArguments)]
     pub program: Vec<OsString>,
+
+    /// The guest's file system. Its heading in the help holds for all that follows.
+    #[command(flatten)]
+    pub mounts: MountArguments,
 }
 
 /// The values of `--patching`.

@@ -5,6 +5,7 @@ mod cli;
 mod find;
 mod limits;
 mod manual;
+mod mounts;
 mod report;
 mod run;
 mod scan;
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
         }
     };
     match arguments.command {
-        cli::Command::Run(arguments) => run::run(arguments),
+        cli::Command::Run(arguments) => run::run(*arguments),
         cli::Command::Scan(arguments) => scan::run(&arguments),
         cli::Command::Man => manual::print_page(),
         cli::Command::Completions { shell } => manual::print_completions(shell),

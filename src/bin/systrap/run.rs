@@ -39,8 +39,15 @@ fn try_run(arguments: RunArguments) -> Result<Infallible, (u8, String)> {
     let name = arguments.program.first().cloned().unwrap_or_default();
     let search =
         arguments.limits.environment().into_iter().find(|(name, _)| name == "PATH").map(|(_, path)| path);
-    let path = find::program(&name, search)
-        .ok_or_else(|| (NOT_FOUND, format!("{}: command not found", show(&name))))?;
+    let search = search.unwrap_or_else(|| find::USUAL_PATH.into());
+    let mounts = arguments.mounts.mounts();
+    let path = match &mounts {
+        None => find::program(&name, &search),
+        Some(mounts) => {
+            mounts.find_program(Path::new(&name), &search).map_err(|error| own(error.to_string()))?
+        }
+    };
+    let path = path.ok_or_else(|| (NOT_FOUND, format!("{}: command not found", show(&name))))?;
     let c_string =
         |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| own("zero byte in an argument".to_owned()));
     let argv = arguments.program.iter().map(|arg| c_string(arg)).collect::<Result<Vec<_>, _>>()?;
@@ -49,6 +56,9 @@ fn try_run(arguments: RunArguments) -> Result<Infallible, (u8, String)> {
         .args(argv)
         .options(Options::new().patching(arguments.patching.into()));
     guest = arguments.limits.apply(guest).map_err(own)?;
+    if let Some(mounts) = mounts {
+        guest = guest.mounts(mounts);
+    }
     if let Some(target) = &arguments.trace {
         let output: Box<dyn Write + Send> = match target {
             Some(file) => Box::new(create(file).map_err(own)?),

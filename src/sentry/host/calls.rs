@@ -171,6 +171,7 @@ waiting_calls! {
     wait_flock(fd: Fd<'_>, operation: i32) = SYS_flock;
     wait_fcntl_lock(fd: Fd<'_>, command: i32, lock: &mut [u8; 32]) = SYS_fcntl;
     wait_openat(dir: Fd<'_>, path: &CStr, flags: i32, mode: u32) = SYS_openat;
+    wait_openat2(dir: Fd<'_>, path: &CStr, how: &[u8; 24], size: usize) = SYS_openat2;
     wait_sendfile(out: Fd<'_>, input: Fd<'_>, offset: Option<&mut [u8; 8]>, count: usize) = SYS_sendfile;
     wait_splice(
         input: Fd<'_>, from: Option<&mut [u8; 8]>, out: Fd<'_>, to: Option<&mut [u8; 8]>, length: usize, flags: u32,
@@ -234,6 +235,7 @@ macro_rules! opening_calls {
 opening_calls! {
     openat(dir: Fd<'_>, path: &CStr, flags: i32, mode: u32) = SYS_openat;
     dup_cloexec(fd: Fd<'_>, command: i32, minimum: i32) = SYS_fcntl;
+    openat2(dir: Fd<'_>, path: &CStr, how: &[u8; 24], size: usize) = SYS_openat2;
     open_by_ioctl(fd: Fd<'_>, command: u32, flags: i32) = SYS_ioctl;
     eventfd2(initial: u32, flags: i32) = SYS_eventfd2;
     epoll_create1(flags: i32) = SYS_epoll_create1;
@@ -253,6 +255,16 @@ pub(crate) fn wait_open(
     mode: u32,
 ) -> Result<OwnedFd, Errno> {
     wait_openat(attention, dir, path, flags, mode).map(owned)
+}
+
+/// The same for `openat2`.
+pub(crate) fn wait_open2(
+    attention: &Attention,
+    dir: Fd<'_>,
+    path: &CStr,
+    how: &[u8; 24],
+) -> Result<OwnedFd, Errno> {
+    wait_openat2(attention, dir, path, how, how.len()).map(owned)
 }
 
 /// `accept4`, interruptible through `attention`.

@@ -17,6 +17,7 @@ pub(crate) use tree::{Child, Life, Node, Tree};
 pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
 
 use super::credentials::Credentials;
+use super::filesystem::MountTable;
 use super::futex::FutexTable;
 use super::hook::GuestHooks;
 use super::network::PrivateNames;
@@ -61,6 +62,8 @@ pub(crate) struct Kernel {
     pub(crate) record_locks: Arc<RecordLocks>,
     pub(crate) counts: Mutex<Counts>,
     pub(crate) hooks: GuestHooks,
+    /// The guest's own file system; `None` if it sees the host's as it is.
+    pub(crate) mounts: Option<Arc<MountTable>>,
     /// What programs are told of the vdso; `None` if it is hidden from them.
     pub(crate) vdso: Option<Vdso>,
     end: Mutex<End>,
@@ -85,6 +88,7 @@ impl Kernel {
         hooks: GuestHooks,
         vdso: Option<Vdso>,
         restrictions: &Restrictions,
+        mounts: Option<Arc<MountTable>>,
     ) -> Self {
         Self {
             platform,
@@ -105,6 +109,7 @@ impl Kernel {
             record_locks: Arc::default(),
             counts: Mutex::default(),
             hooks,
+            mounts,
             vdso,
             end: Mutex::default(),
             ended: Condvar::new(),

@@ -16,8 +16,9 @@ use super::errno::Errno;
 use super::file::{File, StatView};
 use super::host;
 use elf::ElfFile;
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::sync::Arc;
 
 /// Why a program cannot be run.
@@ -114,6 +115,9 @@ fn is_being_written(file: &File) -> bool {
     }
 }
 
+/// Opens a path with flags of `open`.
+pub(crate) type Opener<'a> = dyn Fn(&CStr, i32) -> Result<File, Errno> + 'a;
+
 /// How many interpreters may run interpreters, as in the kernel's `exec_binprm`.
 const SCRIPT_NESTING: usize = 5;
 
@@ -125,13 +129,23 @@ impl Program {
         argv: Vec<CString>,
         envp: Vec<CString>,
     ) -> Result<Self, LoadError> {
+        Self::open_with(&|path, flags| host::openat(dir, path, flags, 0).map(File::new), path, argv, envp)
+    }
+
+    /// The same where something else finds files, the program first.
+    pub(crate) fn open_with(
+        open: &Opener<'_>,
+        path: &CStr,
+        argv: Vec<CString>,
+        envp: Vec<CString>,
+    ) -> Result<Self, LoadError> {
         let execfn = path.to_owned();
         let shown = |path: &CStr| path.to_string_lossy().into_owned();
         let mut path = path.to_owned();
         let mut argv = argv;
         let mut named_by: Option<CString> = None;
         for _ in 0..=SCRIPT_NESTING {
-            let file = open_executable(dir, &path).map_err(|error| match &named_by {
+            let file = open_executable(open, &path).map_err(|error| match &named_by {
                 // A script's interpreter that is missing is the script's trouble.
                 Some(script) => LoadError::Interpreter {
                     path: shown(script),
@@ -166,11 +180,11 @@ impl Program {
                         interpreter: shown(name),
                         errno: if error.errno() == Errno::ENOEXEC { Errno::ELIBBAD } else { error.errno() },
                     };
-                    let file = open_executable(dir, name).map_err(wrap)?;
+                    let file = open_executable(open, name).map_err(wrap)?;
                     Some(ElfFile::parse(Arc::new(file), &shown(name)).map_err(wrap)?)
                 }
             };
-            let executable = std::fs::read_link(main.file.host_proc_path()).unwrap_or_default();
+            let executable = OsString::from_vec(main.file.shown_path().unwrap_or_default()).into();
             stack::check_size(&argv, &envp)?;
             return Ok(Self { main, interpreter, argv, envp, execfn, executable, owner: Owner::default() });
         }
@@ -199,10 +213,10 @@ impl Program {
 }
 
 /// Opens a file for execution: a regular file that the caller may execute.
-fn open_executable(dir: BorrowedFd<'_>, path: &CStr) -> Result<File, LoadError> {
+fn open_executable(open: &Opener<'_>, path: &CStr) -> Result<File, LoadError> {
     let fail = |errno| LoadError::Open { path: path.to_string_lossy().into_owned(), errno };
     let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
-    let file = host::openat(dir, path, flags, 0).map_err(fail)?;
+    let file = open(path, flags).map_err(fail)?;
     let mut stat = [0; 144];
     host::fstat(file.as_fd(), &mut stat).map_err(fail)?;
     match StatView(&stat).mode() & libc::S_IFMT {
@@ -212,7 +226,7 @@ fn open_executable(dir: BorrowedFd<'_>, path: &CStr) -> Result<File, LoadError> 
     }
     let by_descriptor = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
     host::faccessat2(file.as_fd(), c"", libc::X_OK as u32, by_descriptor).map_err(fail)?;
-    Ok(File::new(file))
+    Ok(file)
 }
 
 #[cfg(test)]

@@ -315,8 +315,8 @@ fn file_backing(file: &Arc<File>, offset: u64, shared: bool) -> Backing {
     let mut stat = [0; 144];
     let _ = host::fstat(file.as_fd(), &mut stat);
     let stat = StatView(&stat);
-    let path = std::fs::read_link(file.host_proc_path()).unwrap_or_default();
-    let identity =
-        MappedFile { path: path.to_string_lossy().into_owned(), device: stat.device(), inode: stat.inode() };
+    let path = file.shown_path().unwrap_or_default();
+    let path = String::from_utf8_lossy(&path).into_owned();
+    let identity = MappedFile { path, device: stat.device(), inode: stat.inode() };
     Backing::File { identity: Arc::new(identity), offset, open: shared.then(|| Arc::clone(file)) }
 }

@@ -3,6 +3,7 @@
 use super::node::{Entry, Node, Owner};
 use super::walk;
 use crate::sentry::errno::Errno;
+use crate::sentry::filesystem::is_masked;
 use crate::sentry::network;
 use crate::sentry::process::lock;
 use crate::sentry::task::Task;
@@ -90,8 +91,11 @@ impl Task {
         for (index, entry) in (2_u64..).zip(std::fs::read_dir("/proc")?.flatten()) {
             let name = entry.file_name().into_vec();
             let pid = walk::number(&name);
-            let hidden_name = name == b"net" && network::private(self.kernel()).is_some();
-            if hidden_name || pid.is_some_and(|pid| hidden.contains(&pid)) {
+            let without_net = name == b"net" && network::private(self.kernel()).is_some();
+            if without_net || pid.is_some_and(|pid| self.mounts().is_some() || hidden.contains(&pid)) {
+                continue;
+            }
+            if self.mounts().is_some() && is_masked(&name) {
                 continue;
             }
             let kind = match entry.file_type() {
@@ -112,6 +116,24 @@ impl Task {
         }
         Ok(records)
     }
+}
+
+/// Writes the records of names that the host does not list, behind all that it does.
+pub(crate) fn fill_more(
+    names: Vec<(Vec<u8>, u8)>,
+    format: RecordFormat,
+    buf: &mut [u8],
+) -> Result<usize, Errno> {
+    // Their places are never looked for: a listing of one directory ends with them.
+    let place = |index: usize| i64::MAX as u64 - 1 - (names.len() - index) as u64;
+    let record = |(index, (name, kind)): (usize, &(Vec<u8>, u8))| Record {
+        place: place(index),
+        inode: index as u64 + 1,
+        name: name.clone(),
+        kind: *kind,
+    };
+    let records: Vec<Record> = names.iter().enumerate().map(record).collect();
+    fill(&records, &mut 0, format, buf)
 }
 
 /// Fills a buffer with the records from `position` on, which it advances; `EINVAL` if not even one fits.

@@ -18,33 +18,36 @@ mod text;
 mod walk;
 
 pub(crate) use attributes::is_proc_device;
-pub(crate) use directory::RecordFormat;
+pub(crate) use directory::{RecordFormat, fill_more};
 pub(crate) use node::Node;
 use node::{Entry, Link, Owner};
 pub(crate) use open_file::ProcFile;
 
 use super::errno::Errno;
 use super::file::File;
+use super::filesystem::{MountTable, Territory};
 use super::host;
 use super::task::Task;
 use entrance::{Entered, climb, enter, may_be_proc, may_climb};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use walk::{Identity, Named, Target, World};
+pub(crate) use walk::Named;
+pub(crate) use walk::walk as walk_proc;
+use walk::{Identity, Target, World};
 
 /// A host descriptor that a path goes through; held until the host has used the path.
 #[derive(Debug, Clone)]
 pub(crate) enum Anchor {
     File(Arc<File>),
-    Directory(Arc<OwnedFd>),
+    Directory(Arc<OwnedFd>, Territory),
 }
 
 impl Anchor {
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Anchor::File(file) => file.as_fd(),
-            Anchor::Directory(directory) => directory.as_fd(),
+            Anchor::Directory(directory, _) => directory.as_fd(),
         }
     }
 
@@ -53,7 +56,17 @@ impl Anchor {
     }
 
     /// The text of a link to it.
-    fn link_text(&self) -> Result<Vec<u8>, Errno> {
+    fn link_text(&self, mounts: Option<&Arc<MountTable>>) -> Result<Vec<u8>, Errno> {
+        match (self, mounts) {
+            (Anchor::File(file), Some(mounts)) if file.proc().is_none() => {
+                file.territory(mounts);
+                return file.shown_path();
+            }
+            (Anchor::Directory(directory, Territory::Mount(mount)), Some(mounts)) => {
+                return mounts.path_of(*mount, directory.as_fd());
+            }
+            _ => {}
+        }
         match self {
             Anchor::File(file) if file.proc().is_some() => {
                 Ok(file.proc().map(|proc| proc.node().path().into_bytes()).unwrap_or_default())
@@ -194,7 +207,7 @@ impl Task {
             Node::Owned(_, Entry::Link(Link::Root)) => Ok(b"/".to_vec()),
             Node::Owned(owner, entry) if node.is_link() => match self.follow(owner, entry)? {
                 Target::Node(node) => Ok(node.path().into_bytes()),
-                Target::Anchor(anchor) => anchor.link_text(),
+                Target::Anchor(anchor) => anchor.link_text(self.mounts()),
             },
             _ => Err(Errno::EINVAL),
         }
@@ -268,6 +281,10 @@ impl World for Task {
         };
         let is_thread_of = |pid: &i32| std::path::Path::new(&format!("/proc/{pid}/task/{id}")).exists();
         let supervisor = std::process::id() as i32;
+        // A guest with a file system of its own sees no process but its own: their roots and files are outside.
+        if self.mounts().is_some() {
+            return Identity::Hidden;
+        }
         let hidden = kernel.platform.stub_pids().contains(&id)
             || stubs.iter().any(is_thread_of)
             || is_thread_of(&supervisor);
@@ -305,7 +322,7 @@ impl World for Task {
                 let fs = super::process::lock(&fs);
                 Ok(match fs.proc_directory {
                     Some(node) => Target::Node(node),
-                    None => Target::Anchor(Anchor::Directory(Arc::clone(&fs.cwd))),
+                    None => Target::Anchor(Anchor::Directory(Arc::clone(&fs.cwd), fs.territory)),
                 })
             }
             Entry::Descriptor(_) => {

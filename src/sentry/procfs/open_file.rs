@@ -62,7 +62,7 @@ impl Task {
     pub(crate) fn open_node(&self, node: Node, flags: i32) -> Result<File, Errno> {
         let (path, _held) = self.stand_in(node)?;
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        let is_host = matches!(node, Node::Owned(_, Entry::Host(_)));
+        let is_host = matches!(node, Node::Owned(_, Entry::Host(_))) && self.mount_list(node).is_none();
         if is_host && writes && flags & libc::O_PATH == 0 {
             // The supervisor's own maps of users and labels are not the guest's to change.
             return Err(Errno::EACCES);

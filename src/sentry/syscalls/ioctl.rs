@@ -118,6 +118,7 @@ pub(super) fn ioctl(task: &mut Task, fd: Fd, request: IoctlRequest, arg: Hex) ->
         return result;
     }
     let addr = GuestAddr::new(arg.0);
+    let file = if request.0 == FS_IOC_SETFLAGS { task.file_to_change(fd.0)? } else { file };
     // The host reads and writes within these 256 bytes, whatever the request: the largest known structure has 44.
     let mut bytes = [0; 256];
     let result = match argument(request.0).ok_or(Errno::ENOTTY)? {

@@ -22,6 +22,7 @@ mod mqueue;
 mod names;
 mod numa;
 mod open;
+mod open_within;
 mod path;
 mod pidfd;
 mod poll;

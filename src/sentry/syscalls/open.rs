@@ -6,6 +6,7 @@ use super::locate::Located;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, StatView};
+use crate::sentry::filesystem::Territory;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::procfs::{Node, ProcFile};
@@ -28,6 +29,9 @@ enum SpecialFile {
 fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> SysResult {
     if path.0.is_empty() {
         return Err(Errno::ENOENT);
+    }
+    if let Some(mounts) = task.mounts().cloned() {
+        return super::open_within::open_at(task, &mounts, dirfd, path, flags, mode);
     }
     let cloexec = flags & libc::O_CLOEXEC != 0;
     let mut located = task.locate(dirfd, path, flags & libc::O_NOFOLLOW == 0)?;
@@ -191,12 +195,16 @@ pub(super) fn umask(task: &mut Task, mask: Mode) -> SysResult {
 pub(super) fn chdir(task: &mut Task, path: Path) -> SysResult {
     let mut located = task.locate(libc::AT_FDCWD, &path, true)?;
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    if located.territory() == Territory::Outside {
+        return Err(Errno::EACCES);
+    }
     let mut directory = host::openat(located.dir(), located.path(), flags, 0)?;
     if has_strayed(&located, &directory)? {
         located = task.relocate(&located)?;
         directory = host::openat(located.dir(), located.path(), flags, 0)?;
     }
-    change_directory(task, directory, located.node)
+    let (node, territory) = (located.node, located.territory());
+    change_directory(task, directory, node, territory)
 }
 
 pub(super) fn fchdir(task: &mut Task, fd: Fd) -> SysResult {
@@ -205,21 +213,30 @@ pub(super) fn fchdir(task: &mut Task, fd: Fd) -> SysResult {
     let path = CString::new(file.host_proc_path()).map_err(|_| Errno::EINVAL)?;
     // Through /proc so that the working directory is a description of its own.
     let directory = host::openat(task.directory(libc::AT_FDCWD)?.as_fd(), &path, flags, 0)?;
-    change_directory(task, directory, file.proc().map(ProcFile::node))
+    let territory = task.mounts().map_or(Territory::Host, |mounts| file.territory(mounts));
+    if territory == Territory::Outside {
+        return Err(Errno::EACCES);
+    }
+    change_directory(task, directory, file.proc().map(ProcFile::node), territory)
 }
 
-fn change_directory(task: &mut Task, directory: OwnedFd, node: Option<Node>) -> SysResult {
+fn change_directory(
+    task: &mut Task,
+    directory: OwnedFd,
+    node: Option<Node>,
+    territory: Territory,
+) -> SysResult {
     let by_descriptor = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
     host::faccessat2(directory.as_fd(), c"", libc::X_OK as u32, by_descriptor)?;
     let mut fs = task.fs();
     fs.cwd = Arc::new(directory);
     fs.proc_directory = node;
+    fs.territory = territory;
     Ok(0)
 }
 
 pub(super) fn getcwd(task: &mut Task, buf: super::args::OutBytes, size: usize) -> SysResult {
     use std::os::fd::AsRawFd as _;
-    use std::os::unix::ffi::OsStrExt as _;
     let node = task.fs().proc_directory;
     let path = match node {
         Some(node) => node.path().into_bytes(),
@@ -230,8 +247,13 @@ pub(super) fn getcwd(task: &mut Task, buf: super::args::OutBytes, size: usize) -
             if StatView(&stat).links() == 0 {
                 return Err(Errno::ENOENT);
             }
-            let path = std::fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()))?;
-            path.as_os_str().as_bytes().to_vec()
+            match task.mounts() {
+                Some(_) => task.shown_path(&directory)?,
+                None => {
+                    let link = format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd());
+                    std::fs::read_link(link)?.into_os_string().into_encoded_bytes()
+                }
+            }
         }
     };
     let bytes = [&path[..], b"\0"].concat();

@@ -28,14 +28,16 @@ pub(super) fn faccessat(task: &mut Task, dir: DirFd, path: Path, mode: AccessMod
 fn check_access(task: &Task, dir: DirFd, path: &Path, mode: AccessMode, flags: i32) -> SysResult {
     let at = task.locate(dir.0, path, flags & libc::AT_SYMLINK_NOFOLLOW == 0)?;
     if flags & libc::AT_EACCESS != 0 {
-        return host::faccessat2(at.dir(), at.path(), mode.0, flags).map(done);
+        host::faccessat2(at.dir(), at.path(), mode.0, flags)?;
+        return at.check_writable(task, mode.0).map(|()| 0);
     }
     let checked = task.by_real_ids(|by_fs_ids| match (by_fs_ids, flags) {
         (false, 0) => host::faccessat(at.dir(), at.path(), mode.0),
         (false, _) => host::faccessat2(at.dir(), at.path(), mode.0, flags),
         (true, _) => host::faccessat2(at.dir(), at.path(), mode.0, flags | libc::AT_EACCESS),
     });
-    checked.map(done)
+    checked?;
+    at.check_writable(task, mode.0).map(|()| 0)
 }
 
 pub(super) fn faccessat2(
@@ -53,7 +55,8 @@ pub(super) fn mkdir(task: &mut Task, path: Path, mode: Mode) -> SysResult {
 }
 
 pub(super) fn mkdirat(task: &mut Task, dir: DirFd, path: Path, mode: Mode) -> SysResult {
-    let at = task.locate(dir.0, &path, false)?;
+    let at = task.locate_name(dir.0, &path)?;
+    at.check_new(task)?;
     let umask = task.fs().umask;
     host::mkdirat(at.dir(), at.path(), mode.0 & !umask).map(done)
 }
@@ -63,9 +66,18 @@ pub(super) fn mknod(task: &mut Task, path: Path, mode: Mode, device: u32) -> Sys
 }
 
 pub(super) fn mknodat(task: &mut Task, dir: DirFd, path: Path, mode: Mode, device: u32) -> SysResult {
-    let at = task.locate(dir.0, &path, false)?;
+    let at = task.locate_name(dir.0, &path)?;
+    at.check_new(task)?;
+    if task.mounts().is_some() && is_device(mode.0) {
+        // A device of the host's choosing is a way out of any directory, if the supervisor may make it.
+        return Err(Errno::EPERM);
+    }
     let umask = task.fs().umask;
     host::mknodat(at.dir(), at.path(), mode.0 & !umask, device).map(done)
+}
+
+fn is_device(mode: u32) -> bool {
+    matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK)
 }
 
 pub(super) fn rmdir(task: &mut Task, path: Path) -> SysResult {
@@ -77,7 +89,8 @@ pub(super) fn unlink(task: &mut Task, path: Path) -> SysResult {
 }
 
 pub(super) fn unlinkat(task: &mut Task, dir: DirFd, path: Path, flags: AtFlags) -> SysResult {
-    let at = task.locate(dir.0, &path, false)?;
+    let at = task.locate_name(dir.0, &path)?;
+    at.check_remove(task)?;
     host::unlinkat(at.dir(), at.path(), flags.0).map(done)
 }
 
@@ -97,7 +110,10 @@ pub(super) fn renameat2(
     to: Path,
     flags: u32,
 ) -> SysResult {
-    let (from, to) = (task.locate(old.0, &from, false)?, task.locate(new.0, &to, false)?);
+    let (from, to) = (task.locate_name(old.0, &from)?, task.locate_name(new.0, &to)?);
+    from.check_same_mount(&to)?;
+    from.check_remove(task)?;
+    to.check_remove(task)?;
     host::renameat2(from.dir(), from.path(), to.dir(), to.path(), flags).map(done)
 }
 
@@ -114,7 +130,9 @@ pub(super) fn linkat(
     flags: AtFlags,
 ) -> SysResult {
     let follow = flags.0 & libc::AT_SYMLINK_FOLLOW != 0;
-    let (from, to) = (task.locate(old.0, &from, follow)?, task.locate(new.0, &to, false)?);
+    let (from, to) = (task.locate(old.0, &from, follow)?, task.locate_name(new.0, &to)?);
+    to.check_new(task)?;
+    from.check_same_mount(&to)?;
     host::linkat(from.dir(), from.path(), to.dir(), to.path(), flags.0).map(done)
 }
 
@@ -123,7 +141,8 @@ pub(super) fn symlink(task: &mut Task, target: Text, path: Path) -> SysResult {
 }
 
 pub(super) fn symlinkat(task: &mut Task, target: Text, dir: DirFd, path: Path) -> SysResult {
-    let at = task.locate(dir.0, &path, false)?;
+    let at = task.locate_name(dir.0, &path)?;
+    at.check_new(task)?;
     host::symlinkat(target.as_c_str(), at.dir(), at.path()).map(done)
 }
 
@@ -156,16 +175,18 @@ pub(super) fn chmod(task: &mut Task, path: Path, mode: Mode) -> SysResult {
 }
 
 pub(super) fn fchmod(task: &mut Task, fd: Fd, mode: Mode) -> SysResult {
-    host::fchmod(task.file(fd.0)?.as_fd(), mode.0).map(done)
+    host::fchmod(task.file_to_change(fd.0)?.as_fd(), mode.0).map(done)
 }
 
 pub(super) fn fchmodat(task: &mut Task, dir: DirFd, path: Path, mode: Mode) -> SysResult {
     let at = task.locate(dir.0, &path, true)?;
+    at.check_change(task)?;
     host::fchmodat(at.dir(), at.path(), mode.0).map(done)
 }
 
 pub(super) fn fchmodat2(task: &mut Task, dir: DirFd, path: Path, mode: Mode, flags: AtFlags) -> SysResult {
     let at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
+    at.check_change(task)?;
     host::fchmodat2(at.dir(), at.path(), mode.0, flags.0).map(done)
 }
 
@@ -178,7 +199,7 @@ pub(super) fn lchown(task: &mut Task, path: Path, uid: u32, gid: u32) -> SysResu
 }
 
 pub(super) fn fchown(task: &mut Task, fd: Fd, uid: u32, gid: u32) -> SysResult {
-    host::fchown(task.file(fd.0)?.as_fd(), uid, gid).map(done)
+    host::fchown(task.file_to_change(fd.0)?.as_fd(), uid, gid).map(done)
 }
 
 pub(super) fn fchownat(
@@ -190,11 +211,13 @@ pub(super) fn fchownat(
     flags: AtFlags,
 ) -> SysResult {
     let at = task.locate(dir.0, &path, flags.0 & libc::AT_SYMLINK_NOFOLLOW == 0)?;
+    at.check_change(task)?;
     host::fchownat(at.dir(), at.path(), uid, gid, flags.0).map(done)
 }
 
 pub(super) fn truncate(task: &mut Task, path: Path, length: i64) -> SysResult {
     let at = task.locate(libc::AT_FDCWD, &path, true)?;
+    at.check_truncate(task)?;
     let limited = task.process.current_limits().file_size() != libc::RLIM_INFINITY;
     let path = at.absolute()?;
     if limited {
@@ -220,10 +243,11 @@ fn set_times(
         Some(path) => {
             let path = Path(path.clone());
             let at = task.locate(dir.0, &path, flags & libc::AT_SYMLINK_NOFOLLOW == 0)?;
+            at.check_change(task)?;
             host::utimensat(at.dir(), Some(at.path()), times.as_ref(), flags).map(done)
         }
         None if dir.0 == libc::AT_FDCWD => Err(Errno::EFAULT),
-        None => host::utimensat(task.file(dir.0)?.as_fd(), None, times.as_ref(), flags).map(done),
+        None => host::utimensat(task.file_to_change(dir.0)?.as_fd(), None, times.as_ref(), flags).map(done),
     }
 }
 
@@ -262,5 +286,6 @@ pub(super) fn statfs(task: &mut Task, path: Path, buf: Hex) -> SysResult {
     let at = task.locate(libc::AT_FDCWD, &path, true)?;
     let mut bytes = [0; 120];
     host::statfs(&at.absolute()?, &mut bytes)?;
+    task.show_read_only(at.territory(), &mut bytes);
     task.memory().write_object(GuestAddr::new(buf.0), &bytes).map(|()| 0)
 }

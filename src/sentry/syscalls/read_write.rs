@@ -96,6 +96,9 @@ pub(super) fn lseek(task: &mut Task, fd: Fd, offset: i64, whence: Whence) -> Sys
     if let Some(position) = file.proc().and_then(|proc| proc.seek(offset, whence.0)) {
         return position;
     }
+    if task.mounts().is_some() {
+        file.set_listed(false);
+    }
     host::lseek(file.as_fd(), offset, whence.0).map(|position| position as i64)
 }
 

@@ -5,9 +5,10 @@ use super::args::{AtFlags, DirFd, Fd, Hex, OutStat, Path};
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::file::StatView;
+use crate::sentry::filesystem::Territory;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
-use crate::sentry::procfs::RecordFormat;
+use crate::sentry::procfs::{RecordFormat, fill_more};
 use crate::sentry::task::Task;
 use std::os::fd::AsFd as _;
 
@@ -72,7 +73,11 @@ pub(super) fn statx(
 
 pub(super) fn fstatfs(task: &mut Task, fd: Fd, buf: Hex) -> SysResult {
     let mut bytes = [0; 120];
-    host::fstatfs(task.file(fd.0)?.as_fd(), &mut bytes)?;
+    let file = task.file(fd.0)?;
+    host::fstatfs(file.as_fd(), &mut bytes)?;
+    if let Some(mounts) = task.mounts() {
+        task.show_read_only(file.territory(mounts), &mut bytes);
+    }
     task.memory().write_object(GuestAddr::new(buf.0), &bytes).map(|()| 0)
 }
 
@@ -94,6 +99,13 @@ fn entries(task: &mut Task, fd: Fd, buf: GuestAddr, size: u32, format: RecordFor
         (Some(proc), _) => task.read_entries(proc, format, &mut bytes)?,
         (None, RecordFormat::New) => host::getdents64(file.as_fd(), &mut bytes[..])?,
         (None, RecordFormat::Old) => host::getdents(file.as_fd(), &mut bytes[..])?,
+    };
+    let len = match (len, task.mounts()) {
+        (0, Some(mounts)) if file.proc().is_none() && !file.set_listed(true) => {
+            let Territory::Mount(mount) = file.territory(mounts) else { return Ok(0) };
+            fill_more(mounts.names_in(mount, file.as_fd()), format, &mut bytes)?
+        }
+        _ => len,
     };
     task.memory().write(buf, &bytes[..len])?;
     Ok(len as i64)

@@ -71,9 +71,12 @@ fn set(task: &Task, target: Target<'_>, name: &CStr, value: InBytes, size: usize
     let mut bytes = vec![0; size];
     task.memory().read(value.0, &mut bytes)?;
     match target {
-        Target::Descriptor(fd) => host::fsetxattr(task.file(fd.0)?.as_fd(), name, &bytes[..], flags),
+        Target::Descriptor(fd) => {
+            host::fsetxattr(task.file_to_change(fd.0)?.as_fd(), name, &bytes[..], flags)
+        }
         Target::Path(path, follow) => {
             let at = task.locate(libc::AT_FDCWD, path, follow)?;
+            at.check_change(task)?;
             let call = if follow { host::setxattr } else { host::lsetxattr };
             call(&at.absolute()?, name, &bytes[..], flags)
         }
@@ -83,9 +86,10 @@ fn set(task: &Task, target: Target<'_>, name: &CStr, value: InBytes, size: usize
 
 fn remove(task: &Task, target: Target<'_>, name: &CStr) -> SysResult {
     match target {
-        Target::Descriptor(fd) => host::fremovexattr(task.file(fd.0)?.as_fd(), name),
+        Target::Descriptor(fd) => host::fremovexattr(task.file_to_change(fd.0)?.as_fd(), name),
         Target::Path(path, follow) => {
             let at = task.locate(libc::AT_FDCWD, path, follow)?;
+            at.check_change(task)?;
             let call = if follow { host::removexattr } else { host::lremovexattr };
             call(&at.absolute()?, name)
         }

@@ -18,6 +18,7 @@ pub(crate) use waiting::Parked;
 use super::errno::Errno;
 use super::fd_table::FdTable;
 use super::file::File;
+use super::filesystem::MountTable;
 use super::fs_context::FsContext;
 use super::guest_memory::CallMemory;
 use super::kernel::{Kernel, Target};
@@ -116,7 +117,7 @@ pub(crate) struct TaskParts {
 }
 
 /// A directory that a path is relative to.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(crate) enum Directory {
     /// The working directory.
     Working(Arc<OwnedFd>),
@@ -130,6 +131,12 @@ impl Directory {
             Directory::Working(fd) => fd.as_fd(),
             Directory::Open(file) => file.as_fd(),
         }
+    }
+}
+
+impl From<OwnedFd> for Directory {
+    fn from(host: OwnedFd) -> Self {
+        Directory::Working(Arc::new(host))
     }
 }
 
@@ -169,6 +176,11 @@ impl Task {
 
     pub(crate) fn kernel(&self) -> &Arc<Kernel> {
         &self.process.kernel
+    }
+
+    /// The guest's own file system; `None` if it sees the host's as it is.
+    pub(crate) fn mounts(&self) -> Option<&Arc<MountTable>> {
+        self.kernel().mounts.as_ref()
     }
 
     /// The thread id that the guest sees.

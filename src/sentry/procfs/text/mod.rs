@@ -11,6 +11,7 @@ mod status;
 use super::node::{Entry, Node, Text};
 use super::subject::Subject;
 use crate::sentry::errno::Errno;
+use crate::sentry::filesystem::MountList;
 use crate::sentry::guest_memory::GuestMemory;
 use crate::sentry::kernel::tree::Usage;
 use crate::sentry::task::Task;
@@ -26,7 +27,20 @@ impl Task {
         match entry {
             Entry::Text(text) => Ok(self.subject_text(&subject, text)),
             Entry::DescriptorInfo(fd) => descriptor::info(&subject, fd),
+            Entry::Host(_) => match self.mount_list(node).zip(self.mounts()) {
+                Some((list, mounts)) => Ok(mounts.list(list)),
+                None => Err(Errno::EINVAL),
+            },
             _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// The list of mounts that a file is, where it is not the host's.
+    pub(super) fn mount_list(&self, node: Node) -> Option<MountList> {
+        self.mounts()?;
+        match node {
+            Node::Owned(_, Entry::Host(name)) => MountList::named(name),
+            _ => None,
         }
     }
 

@@ -1,9 +1,11 @@
 //! Socket addresses between the guest and the host.
 
 use super::super::args::Path;
+use super::super::locate::Located;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, StatView};
+use crate::sentry::filesystem::{MountTable, Territory};
 use crate::sentry::guest_memory::{GuestMemory as _, GuestMemoryExt as _};
 use crate::sentry::host::{self, ADDRESS_MAX, AddressBuffer};
 use crate::sentry::network::{self, Bound, Name, PrivateNames};
@@ -68,7 +70,11 @@ impl Address {
         }
         let Some(path) = self.path() else { return Ok(Resolved::new(self)) };
         let at = task.locate(libc::AT_FDCWD, &path, true)?;
-        if at.path().to_bytes().starts_with(b"/") && at.path() == path.as_c_str() {
+        if at.territory() == Territory::Outside {
+            return Err(Errno::EACCES);
+        }
+        let as_given = at.path().to_bytes().starts_with(b"/") && at.path() == path.as_c_str();
+        if as_given && task.mounts().is_none() {
             return Ok(Resolved::new(self));
         }
         // The supervisor's working directory is not the guest's, and a longer path would not fit.
@@ -88,6 +94,9 @@ impl Address {
             None => Name::Abstract(self.as_bytes().get(PATH_AT + 1..).unwrap_or_default().to_vec()),
             Some(path) => {
                 let at = task.locate(libc::AT_FDCWD, &path, true)?;
+                if at.territory() == Territory::Outside {
+                    return Err(Errno::EACCES);
+                }
                 let file = host::openat(at.dir(), at.path(), libc::O_PATH | libc::O_CLOEXEC, 0)?;
                 let by_descriptor = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
                 host::faccessat2(file.as_fd(), c"", libc::W_OK as u32, by_descriptor)?;
@@ -107,18 +116,29 @@ impl Address {
         if let Some(names) = network::private(task.kernel()) {
             network::check_own(task.kernel(), file.as_socket()?)?;
             let path = self.path();
-            let at = path.as_ref().map(|path| task.locate(libc::AT_FDCWD, path, false)).transpose()?;
+            let at = path.as_ref().map(|path| place_for(task, path)).transpose()?;
             let place = at.as_ref().map(|at| (at.dir(), at.path()));
             return names.bind(task, file, self.as_bytes(), place);
         }
         let fd = file.as_fd();
         let Some(path) = self.path() else { return host::bind(fd, self.as_bytes()).map(drop) };
-        let at = task.locate(libc::AT_FDCWD, &path, false)?;
-        let address =
-            if at.path() == path.as_c_str() { self } else { Self::with_path(at.path().to_bytes())? };
+        let at = place_for(task, &path)?;
+        let address = match task.mounts() {
+            Some(mounts) => Self::with_path(&mounts.sockets.bind(at.path().to_bytes(), path.0.as_bytes()))?,
+            None if at.path() == path.as_c_str() => self,
+            None => Self::with_path(at.path().to_bytes())?,
+        };
         let (directory, umask) = (at.dir(), task.fs().umask);
         host::with_directory(directory, umask, || host::bind(fd, address.as_bytes()).map(drop))
     }
+}
+
+/// Where bind(2) makes the file of this name.
+fn place_for<'a>(task: &Task, path: &'a Path) -> Result<Located<'a>, Errno> {
+    let at = task.locate_name(libc::AT_FDCWD, path)?;
+    // An address that is taken, the kernel says of whatever exists.
+    at.check_new(task).map_err(|errno| if errno == Errno::EEXIST { Errno::EADDRINUSE } else { errno })?;
+    Ok(at)
 }
 
 /// An address for the host, with what keeps it valid.
@@ -169,9 +189,24 @@ pub(super) fn write_address(
 ) -> Result<(), Errno> {
     let room: i32 = task.memory().read_object(len_addr)?;
     let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
-    let bytes = address.as_bytes();
+    let shown = task.mounts().and_then(|mounts| shown_path(mounts, address.as_bytes()));
+    let (bytes, full_len) = match &shown {
+        Some(shown) => (&shown[..], shown.len() as u32),
+        None => (address.as_bytes(), address.full_len()),
+    };
     task.memory().write(addr, &bytes[..bytes.len().min(room)])?;
-    task.memory().write_object(len_addr, &address.full_len())
+    task.memory().write_object(len_addr, &full_len)
+}
+
+/// The address of a Unix socket that was bound in the guest's own file system, as it was bound.
+fn shown_path(mounts: &MountTable, address: &[u8]) -> Option<Vec<u8>> {
+    let (family, text) = address.split_at_checked(PATH_AT)?;
+    if family != (libc::AF_UNIX as u16).to_ne_bytes() {
+        return None;
+    }
+    let text = text.split(|byte| *byte == 0).next().filter(|text| !text.is_empty())?;
+    let path = mounts.sockets.path(text)?;
+    Some([family, &path, b"\0"].concat())
 }
 
 /// getsockname(2) and getpeername(2).

@@ -116,6 +116,11 @@ pub(super) fn inbound(
                         continue;
                     }
                     let file = task.kernel().passed_files.received(host);
+                    if task.mounts().is_some_and(|mounts| file.is_directory_outside(mounts)) {
+                        // A directory would be a way out. As where a security module says no: it is closed.
+                        flags |= libc::MSG_CTRUNC;
+                        continue;
+                    }
                     if network::private(task.kernel()).is_some()
                         && file.file_type() == FileType::Socket
                         && let Ok(socket) = file.as_socket()
