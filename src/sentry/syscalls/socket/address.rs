@@ -3,7 +3,7 @@
 use super::super::args::Path;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
-use crate::sentry::guest_memory::GuestMemoryExt as _;
+use crate::sentry::guest_memory::{GuestMemory as _, GuestMemoryExt as _};
 use crate::sentry::host::{self, ADDRESS_MAX, AddressBuffer};
 use crate::sentry::task::Task;
 use std::ffi::CString;
@@ -24,7 +24,7 @@ impl Address {
     pub(super) fn read(task: &Task, addr: GuestAddr, len: i32) -> Result<Self, Errno> {
         let len = usize::try_from(len).ok().filter(|len| *len <= ADDRESS_MAX).ok_or(Errno::EINVAL)?;
         let mut bytes = [0; ADDRESS_MAX];
-        task.memory().read(addr, &mut bytes[..len])?;
+        task.call_memory().read(addr, &mut bytes[..len])?;
         Ok(Self { bytes, len })
     }
 

@@ -88,7 +88,7 @@ pub(super) fn send(
     let mut sent = 0;
     let result = loop {
         let wanted = segments.left().min(piece);
-        let copied = segments.copy_in(task.memory(), &mut buffer[..wanted]);
+        let copied = segments.copy_in(&task.call_memory(), &mut buffer[..wanted]);
         if copied < wanted && (copied == 0 || !socket.is_stream()) {
             break if sent > 0 { Ok(sent) } else { Err(Errno::EFAULT) };
         }
