@@ -41,8 +41,8 @@ fn sqlite_imports_100_megabytes() {
     let script = format!(
         ".bail on\npragma cache_size = -100000;\ncreate table t (n integer, v integer, name text, pad text);\n.mode csv\n\
          .import {} t\nselect count(*), sum(v), sum(length(pad)), count(distinct name) from t;\ncreate index i on t (v);\n\
-         select n from t where v < 5000 order by v limit 3;\nupdate t set pad = name where v % 10 = 0;\n\
-         delete from t where v % 7 = 0;\npragma integrity_check;",
+         select n from t where v < 5000 order by v limit 3;\n\
+         delete from t where n < 2000000;\npragma integrity_check;",
         table.display()
     );
     let import = |mode: Option<&str>| {

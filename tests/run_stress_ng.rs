@@ -74,12 +74,12 @@ stressors! {
     polls: "poll";
     context_switches: "switch";
     stream_sockets: "sock", "--patching=off";
-    datagrams: "udp";
-    socket_pairs: "sockpair";
-    event_polls: "epoll";
-    event_counters: "eventfd";
-    timer_descriptors: "timerfd";
-    file_watches: "inotify";
+    datagrams: "udp", "--patching=off";
+    socket_pairs: "sockpair", "--patching=off";
+    event_polls: "epoll", "--patching=off";
+    event_counters: "eventfd", "--patching=off";
+    timer_descriptors: "timerfd", "--patching=off";
+    file_watches: "inotify", "--patching=off";
     passed_descriptors: "sockfd";
     semaphores: "sem-sysv";
     shared_segments: "shm-sysv";
