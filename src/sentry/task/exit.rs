@@ -12,10 +12,6 @@ impl Task {
     /// Runs the task in the calling thread until it has ended, and clears up after it.
     pub(crate) fn run_to_end(mut self) {
         self.handle.attach(self.context.interrupter());
-        if self.handle.attention.is_raised() {
-            // Whoever wanted the task before it was attached found nothing to interrupt.
-            self.context.interrupter().interrupt();
-        }
         self.handle.start_clock();
         let result = if self.act_as_guest() { self.run() } else { Ok(ExitStatus::Signaled(libc::SIGKILL)) };
         let status = match result {
