@@ -20,6 +20,10 @@ const NOT_EXECUTABLE: u8 = 126;
 /// Exit status: the program was not found.
 const NOT_FOUND: u8 = 127;
 
+/// The call of a site after which it is patched. A patch pays after some twenty; most sites of a short-lived program
+/// make fewer.
+const PATCH_AFTER: u32 = 8;
+
 /// Says one line on standard error.
 pub fn complain(text: &str) {
     let _ = writeln!(std::io::stderr(), "systrap: {text}");
@@ -47,7 +51,7 @@ fn try_run(arguments: RunArguments) -> Result<Infallible, (u8, String)> {
     let mut guest = Guest::new(c_string(path.as_os_str())?)
         .args(argv)
         .env(env.collect::<Vec<_>>())
-        .options(Options::new().patching(arguments.patching.into()));
+        .options(Options::new().patching(arguments.patching.into()).patch_after(PATCH_AFTER));
     if let Some(target) = &arguments.trace {
         let output: Box<dyn Write + Send> = match target {
             Some(file) => Box::new(create(file).map_err(own)?),
