@@ -1,6 +1,7 @@
 //! What the sentry asks of its own process: inherited descriptors, signal masks and dispositions, the auxiliary vector.
 
 use super::{Errno, dup_cloexec};
+use std::io::Read as _;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
 /// A close-on-exec duplicate of a descriptor that this process was started with; `None` if there is none of that
@@ -39,9 +40,19 @@ pub(crate) fn ticks_per_second() -> u64 {
     u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100)
 }
 
+/// The first page of a small file of `/proc/PID`, which is all of it; empty if there is no such process.
+///
+/// In one read: the end of every process waits for this.
+fn proc_file(pid: i32, name: &str) -> String {
+    let mut text = [0; 4096];
+    let read = std::fs::File::open(format!("/proc/{pid}/{name}")).and_then(|mut file| file.read(&mut text));
+    let read = text.get(..read.unwrap_or(0)).unwrap_or_default();
+    String::from_utf8_lossy(read).into_owned()
+}
+
 /// Page faults of a process that were served from memory, and from a disk; 0 if there is none of that id.
 pub(crate) fn process_faults(pid: i32) -> (u64, u64) {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = proc_file(pid, "stat");
     // The name is in parentheses and may hold anything; minflt and majflt are the eighth and tenth field behind it.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
     let field = |index| fields.split_whitespace().nth(index).and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -50,7 +61,7 @@ pub(crate) fn process_faults(pid: i32) -> (u64, u64) {
 
 /// The largest amount of memory, in KiB, that a process has had resident.
 pub(crate) fn process_peak_memory_kib(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = proc_file(pid, "status");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
