@@ -7,15 +7,22 @@ use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use systrap_stub::request::{Answer, SEQ_BITS};
+use systrap_stub::request::{Answer, Request, SEQ_BITS};
 
 use super::{ANSWER_DEADLINE, Subprocess};
+use crate::shared::RequestPages;
 use crate::{Error, StubExit, sys};
 
 /// How often the answer is looked at before the supervisor sleeps; a look takes about 90 ns.
 const LOOKS_BEFORE_SLEEP: u32 = 20;
+/// The same when the leader did not sleep before the request: it answers in some microseconds.
+const LOOKS_WHILE_AWAKE: u32 = 200;
 /// After so many sleeps that ended at once a guest is playing with the hint word: sleep by the clock.
 const EARLY_WAKES: u32 = 64;
+
+/// `pause`s of a leader that is kept awake before it sleeps: about 30 µs. Waking a halted core takes longer than most of
+/// its calls.
+const LEADER_SPIN: u32 = 3_000;
 
 /// A host call for the leader.
 #[derive(Debug, Clone, Copy)]
@@ -30,41 +37,69 @@ pub(crate) struct HostCall {
 #[derive(Debug, Default)]
 pub(crate) struct LeaderSeat {
     seq: u32,
+    /// The request that the process was born with (see [`Subprocess::request_at_birth`]) was not looked after yet.
+    at_birth: bool,
 }
+
+impl LeaderSeat {
+    /// That of a process whose request page holds a request before it is born.
+    pub(super) fn with_request_at_birth() -> Self {
+        Self { seq: AT_BIRTH, at_birth: true }
+    }
+}
+
+/// The sequence number of the request that a process is born with.
+const AT_BIRTH: u32 = 1;
 
 impl Subprocess {
     /// Lets the leader make one host call and returns its result.
     pub(crate) fn host_call(&self, call: &HostCall) -> Result<i64, Error> {
         let answer = {
-            let mut seat = self.sit();
+            let mut seat = self.sit()?;
             self.request(&mut seat, std::slice::from_ref(call))?
         };
         if answer.left == 0 { Ok(answer.result) } else { Err(Error::stub(call.what, -answer.result as i32)) }
     }
 
-    fn sit(&self) -> MutexGuard<'_, LeaderSeat> {
-        self.leader.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes the seat; the leader has nothing to do then.
+    pub(super) fn sit(&self) -> Result<MutexGuard<'_, LeaderSeat>, Error> {
+        let mut seat = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
+        if seat.at_birth {
+            let answer = self.wait_for_answer(AT_BIRTH)?;
+            seat.at_birth = false;
+            self.first_thread_is_made(i32::try_from(answer.result).ok().filter(|_| answer.left == 0));
+        }
+        Ok(seat)
+    }
+
+    /// Puts a request into the page of a process that does not exist yet: its leader finds it at its first look, and
+    /// nobody has to wake it.
+    pub(super) fn request_at_birth(requests: &RequestPages, page: u32, call: &HostCall, stays_awake: bool) {
+        let page = requests.page(page);
+        page.spin.store(if stays_awake { LEADER_SPIN } else { 0 }, Ordering::Relaxed);
+        write_request(page, std::slice::from_ref(call));
+        page.seq.store(AT_BIRTH, Ordering::SeqCst);
+    }
+
+    /// Lets a leader that was kept awake sleep as soon as it has nothing to do.
+    pub(super) fn let_leader_sleep(&self) {
+        self.requests.page(self.request_page).spin.store(0, Ordering::Relaxed);
     }
 
     fn request(&self, seat: &mut LeaderSeat, calls: &[HostCall]) -> Result<Answer, Error> {
         let page = self.requests.page(self.request_page);
-        for (op, call) in page.ops.iter().zip(calls) {
-            op.nr.store(call.nr as u64, Ordering::Relaxed);
-            for (slot, arg) in op.args.iter().zip(call.args) {
-                slot.store(arg, Ordering::Relaxed);
-            }
-        }
-        page.count.store(calls.len() as u32, Ordering::Relaxed);
+        write_request(page, calls);
         seat.seq = next_seq(seat.seq);
         page.seq.store(seat.seq, Ordering::SeqCst);
         sys::futex_wake_shared(&page.seq);
         self.wait_for_answer(seat.seq)
     }
 
-    /// A new process says hello once its shared areas are in place: sequence number 0, result 1.
+    /// A new process says hello once its shared areas are in place: sequence number 0, result 1. What it answers to the
+    /// request that it was born with says as much.
     pub(super) fn wait_for_hello(&self) -> Result<(), Error> {
-        let answer = self.wait_for_answer(0)?;
-        if answer.result == 1 && answer.left == 0 {
+        let answer = self.wait_for_answer_of(|seq| seq == 0 || seq == AT_BIRTH)?;
+        if answer.seq == AT_BIRTH || answer.result == 1 && answer.left == 0 {
             return Ok(());
         }
         self.kill();
@@ -72,8 +107,14 @@ impl Subprocess {
     }
 
     fn wait_for_answer(&self, seq: u32) -> Result<Answer, Error> {
+        self.wait_for_answer_of(|answered| answered == seq & ((1 << SEQ_BITS) - 1))
+    }
+
+    fn wait_for_answer_of(&self, expected: impl Fn(u32) -> bool) -> Result<Answer, Error> {
         let hint = &self.slots.leader().hint;
         let started = Instant::now();
+        let leader_is_awake = self.requests.page(self.request_page).spin.load(Ordering::Relaxed) != 0;
+        let most_looks = if leader_is_awake { LOOKS_WHILE_AWAKE } else { LOOKS_BEFORE_SLEEP };
         let mut looks = 0_u32;
         let mut sleeps = 0_u32;
         loop {
@@ -82,14 +123,14 @@ impl Subprocess {
                 sys::file_offset(self.slots.file()).map_err(|source| Error::host("lseek", source))?;
             let answer = Answer::from_offset(offset);
             // A fresh memfd's offset 0 is no answer: results of hello are 1.
-            if offset != 0 && answer.seq == seq & ((1 << SEQ_BITS) - 1) {
+            if offset != 0 && expected(answer.seq) {
                 return Ok(answer);
             }
             if let Some(how) = self.exit() {
                 return Err(Error::StubDied { how });
             }
             looks += 1;
-            if looks < LOOKS_BEFORE_SLEEP {
+            if looks < most_looks {
                 continue;
             }
             if started.elapsed() > ANSWER_DEADLINE {
@@ -104,6 +145,16 @@ impl Subprocess {
             }
         }
     }
+}
+
+fn write_request(page: &Request, calls: &[HostCall]) {
+    for (op, call) in page.ops.iter().zip(calls) {
+        op.nr.store(call.nr as u64, Ordering::Relaxed);
+        for (slot, arg) in op.args.iter().zip(call.args) {
+            slot.store(arg, Ordering::Relaxed);
+        }
+    }
+    page.count.store(calls.len() as u32, Ordering::Relaxed);
 }
 
 /// The sequence number after `seq`. None whose answer could be the file offset 0, which stands for no answer.

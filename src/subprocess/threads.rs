@@ -13,8 +13,11 @@ use systrap_stub::wire;
 use super::head_start::HeadStart;
 use super::spin::Spinning;
 use super::{ANSWER_DEADLINE, HostCall, Subprocess};
-use crate::shared::SLOT_STEP;
+use crate::shared::{SLOT_STEP, Slots};
 use crate::{Error, sys};
+
+/// The slot of the thread that a process is born with.
+const FIRST_SLOT: u32 = 1;
 
 /// How long a stub thread sleeps at most before it looks again.
 const STUB_SLEEP_NS: u64 = 500_000_000;
@@ -24,6 +27,8 @@ const STUB_SLEEP_NS: u64 = 500_000_000;
 pub(crate) struct ThreadPool {
     /// Threads that wait for a RESUME_FULL: slot and thread id.
     parked: Vec<(u32, i32)>,
+    /// The thread that a process is born with, when nobody has taken it.
+    first: Option<(u32, i32)>,
     /// Slots for which no thread could be made.
     vacant: Vec<u32>,
     /// Slots that never had a thread begin here.
@@ -34,7 +39,12 @@ pub(crate) struct ThreadPool {
 
 impl ThreadPool {
     pub(super) fn new() -> Self {
-        Self { parked: Vec::new(), vacant: Vec::new(), untouched: 1, usable: SLOT_STEP }
+        Self { parked: Vec::new(), first: None, vacant: Vec::new(), untouched: 1, usable: SLOT_STEP }
+    }
+
+    /// That of a process whose leader makes a thread before it is asked to.
+    pub(super) fn with_first_thread() -> Self {
+        Self { untouched: FIRST_SLOT + 1, ..Self::new() }
     }
 }
 
@@ -98,8 +108,16 @@ impl StubThread {
 impl Subprocess {
     /// A stub thread that waits for a RESUME_FULL.
     pub(crate) fn take_thread(self: &Arc<Self>) -> Result<StubThread, Error> {
+        // The leader has no more to do in a hurry.
+        self.let_leader_sleep();
         let slot = {
+            // The first thread is known when the leader has the time to make another.
+            let _seat = self.sit()?;
             let mut pool = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((slot, tid)) = pool.first.take() {
+                drop(pool);
+                return self.wait_until_ready(slot, tid);
+            }
             if let Some((slot, tid)) = pool.parked.pop() {
                 // As a new thread's: the budgets begin anew.
                 let sysmsg = self.slots.sysmsg(slot);
@@ -133,17 +151,42 @@ impl Subprocess {
 
     /// Makes a stub thread in a slot that never had one.
     fn start_thread(self: &Arc<Self>, slot: u32) -> Result<StubThread, Error> {
-        let sysmsg = self.slots.sysmsg(slot);
+        let call = Self::prepare_thread(self.slots.sysmsg(slot), self.base, slot);
+        let tid = self.host_call(&call)?;
+        self.wait_until_ready(slot, i32::try_from(tid).unwrap_or(-1))
+    }
+
+    /// Prepares the call by which the leader of a process that does not exist yet makes its first thread.
+    pub(super) fn prepare_first_thread(slots: &Slots, base: u64) -> HostCall {
+        Self::prepare_thread(slots.sysmsg(FIRST_SLOT), base, FIRST_SLOT)
+    }
+
+    /// The leader has made the thread that it was born to make, or could not.
+    pub(super) fn first_thread_is_made(&self, tid: Option<i32>) {
+        let mut pool = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        match tid {
+            Some(tid) => pool.first = Some((FIRST_SLOT, tid)),
+            // Whoever wants it will ask again, and hear why not.
+            None => pool.vacant.push(FIRST_SLOT),
+        }
+    }
+
+    /// Prepares a slot for its thread, and the call that makes it.
+    fn prepare_thread(sysmsg: &Sysmsg, base: u64, slot: u32) -> HostCall {
         sysmsg.sleep_timeout.nsec.store(STUB_SLEEP_NS, Ordering::Relaxed);
-        let stack = self.base + SYSMSG + u64::from(slot) * SLOT_SIZE;
+        let stack = base + SYSMSG + u64::from(slot) * SLOT_SIZE;
         let scratch_top = offset_of!(Sysmsg, scratch) + size_of_val(&sysmsg.scratch);
         sysmsg.scratch_top.store(stack + scratch_top as u64, Ordering::Relaxed);
+        sysmsg.supervisor_sleeps.store(1, Ordering::SeqCst);
         let args = [CLONE_THREAD_FLAGS, stack, 0, 0, 0, 0];
-        let tid = self.host_call(&HostCall { what: "clone of a stub thread", nr: libc::SYS_clone, args })?;
-        let thread = StubThread::new(self, slot, i32::try_from(tid).unwrap_or(-1));
+        HostCall { what: "clone of a stub thread", nr: libc::SYS_clone, args }
+    }
+
+    fn wait_until_ready(self: &Arc<Self>, slot: u32, tid: i32) -> Result<StubThread, Error> {
+        let sysmsg = self.slots.sysmsg(slot);
+        let thread = StubThread::new(self, slot, tid);
         // READY is a hint like everything in the slot: whoever forges it harms its own address space only.
         let deadline = Instant::now() + ANSWER_DEADLINE;
-        sysmsg.supervisor_sleeps.store(1, Ordering::SeqCst);
         loop {
             let state = sysmsg.line.state.load(Ordering::Acquire);
             if state == wire::READY {
