@@ -46,7 +46,10 @@ impl Task {
         let usage = if is_last { usage.plus(self.mm.memory_usage()) } else { usage };
         let handle = Arc::clone(&self.handle);
         // Everything that the task holds goes before others hear of its end; the parent of a vfork goes on first.
-        let Task { context, mm, files, fs, vfork_gate, .. } = self;
+        let Task { mut context, mm, files, fs, vfork_gate, .. } = self;
+        if Arc::strong_count(&mm) == 1 {
+            context.leave_for_good();
+        }
         drop(context);
         drop(mm);
         drop(files);
