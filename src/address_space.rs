@@ -238,7 +238,10 @@ impl AddressSpace {
         let args = [old.raw(), old_len, new_len, flags as u64, new.raw(), 0];
         let change = Change::Moved { old: bounds(old, old_len), new: bounds(new, new_len) };
         let pending = patching::before_change(&self.inner, change);
-        self.call("mremap", libc::SYS_mremap, args, (old.raw(), old_len))?;
+        if let Err(error) = self.call("mremap", libc::SYS_mremap, args, (old.raw(), old_len)) {
+            patching::not_changed(&self.inner, &pending);
+            return Err(error);
+        }
         patching::after_change(&self.inner, pending);
         Ok(())
     }

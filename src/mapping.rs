@@ -110,7 +110,12 @@ impl Mapping {
         let mut done = 0;
         while done < self.len {
             let (call, part) = self.part(done);
-            host(&call).map_err(|error| self.refused(done, part, error))?;
+            if let Err(error) = host(&call) {
+                if let Some(pending) = &pending {
+                    patching::not_changed(space, pending);
+                }
+                return Err(self.refused(done, part, error));
+            }
             done += part;
         }
         if let Some(pending) = pending {
@@ -126,7 +131,7 @@ impl Mapping {
 
     /// The one host call of a change that can be made later than it is noted: whatever happens in between, nothing is
     /// patched that must not be. That is so if nothing becomes executable. The patcher has been told of all of it then.
-    pub(crate) fn note_for_later(&self, space: &SpaceInner) -> Option<HostCall> {
+    pub(crate) fn note_for_later(&self, space: &SpaceInner, key: patching::ContextKey) -> Option<HostCall> {
         let harmless = match self.change {
             None | Some(Change::Gone(_)) => true,
             Some(Change::Mapped(code)) => !code.prot.execute,
@@ -137,10 +142,8 @@ impl Mapping {
         if !harmless || part != self.len {
             return None;
         }
-        if let Some(change) = self.change {
-            patching::after_change(space, patching::before_change(space, change));
-        }
-        Some(call)
+        let noted = self.change.is_none_or(|change| patching::change_later(space, change, key));
+        noted.then_some(call)
     }
 
     /// Whether the range is free afterwards.

@@ -26,7 +26,9 @@ pub enum Patching {
 pub struct Options {
     patching: Patching,
     lazy_threshold: u32,
+    trampoline_bytes: usize,
     interrupt_deadline: Duration,
+    co_location: bool,
     cpuid_faulting: bool,
     speculation_barriers: bool,
 }
@@ -36,7 +38,9 @@ impl Default for Options {
         Self {
             patching: Patching::default(),
             lazy_threshold: 1,
+            trampoline_bytes: usertrap::Limits::default().max_trampoline_bytes,
             interrupt_deadline: Duration::from_secs(10),
+            co_location: false,
             cpuid_faulting: false,
             speculation_barriers: false,
         }
@@ -80,6 +84,20 @@ impl Options {
         self.lazy_threshold
     }
 
+    /// The most memory that the trampolines of one address space take, in bytes, those included that are rolled back
+    /// and not freed yet; 8 MiB at first. Sites that find none trap until some is freed.
+    #[must_use]
+    pub fn trampoline_bytes(mut self, bytes: usize) -> Self {
+        self.trampoline_bytes = bytes;
+        self
+    }
+
+    /// What [`Options::trampoline_bytes`] was set to.
+    #[must_use]
+    pub fn trampoline_bytes_limit(&self) -> usize {
+        self.trampoline_bytes
+    }
+
     /// How long a stub process may leave an interrupt unanswered before it is killed and the switch fails with
     /// [`SwitchError::StubCorrupted`](crate::SwitchError::StubCorrupted). Only a hostile guest, or a host without a
     /// free core for so long, leaves one unanswered; hence the default of 10 s.
@@ -93,6 +111,23 @@ impl Options {
     #[must_use]
     pub fn interrupt_deadline_limit(&self) -> Duration {
         self.interrupt_deadline
+    }
+
+    /// Lets the platform choose CPUs: where a stub thread and the thread that drives its context both sleep at each event,
+    /// they share one (sched_setaffinity(2)), which saves waking an idle CPU twice a call. Off by default, for it confines
+    /// threads of the embedder's: those that call [`Context::switch`](crate::Context::switch), from there on until they go to
+    /// wait for longer ([`Context::prepare_sleep`](crate::Context::prepare_sleep)) or the context ends. A thread or process
+    /// that is made in between begins with the same affinity.
+    #[must_use]
+    pub fn co_location(mut self, on: bool) -> Self {
+        self.co_location = on;
+        self
+    }
+
+    /// Whether [`Options::co_location`] was asked for.
+    #[must_use]
+    pub fn has_co_location(&self) -> bool {
+        self.co_location
     }
 
     /// Makes `cpuid` an event: SIGSEGV with `SI_KERNEL` (128) at the instruction, which the embedder emulates by setting

@@ -11,7 +11,7 @@ use crate::arch::xstate;
 use crate::patching::{self, Patcher};
 use crate::shared::RequestPages;
 use crate::stats::Counters;
-use crate::subprocess::{self, Plan, Prepared, Reaper, Reservation, Subprocess};
+use crate::subprocess::{self, Cpus, Plan, Prepared, Reaper, Reservation, Subprocess};
 use crate::{AddressSpace, Context, Error, GuestAddr, Options, PAGE_SIZE, Stats};
 
 /// The platform; the counterpart of gVisor's `systrap.Systrap`.
@@ -47,6 +47,7 @@ pub(crate) struct Inner {
     /// Read once, so that a confined supervisor need not open files.
     min_user_address: GuestAddr,
     cpus: usize,
+    pub(crate) places: Cpus,
     /// Contexts that are being switched in quick succession; see [`Inner::may_spin`].
     hot: AtomicUsize,
     template: Arc<Subprocess>,
@@ -86,6 +87,7 @@ impl Systrap {
             vdso,
             min_user_address: min_user_address(),
             cpus,
+            places: Cpus::detect(options.has_co_location()),
             hot: AtomicUsize::new(0),
             template,
             reaper,
@@ -106,7 +108,7 @@ impl Systrap {
                 Some(how) => Error::TemplateDied { how },
                 None => error,
             })?;
-        let patcher = Patcher::new(self.inner.options.patching_mode());
+        let patcher = Patcher::new(&self.inner.options);
         Ok(AddressSpace::new(Arc::clone(&self.inner), process, patcher))
     }
 

@@ -165,7 +165,7 @@ fn memfd() -> std::fs::File {
 fn a_confined_supervisor_does_everything_and_ends_normally() {
     confined("a_confined_supervisor_does_everything_and_ends_normally", || {
         let file = memfd();
-        let platform = Systrap::new(Options::new()).expect("a platform");
+        let platform = Systrap::new(Options::new().co_location(true)).expect("a platform");
         confine(&[&platform]);
         everything(&platform, &file);
         assert!(platform.stats().calls > 0);

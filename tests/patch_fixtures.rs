@@ -1,16 +1,24 @@
-//! Every site of the fixtures (`fixtures/sites`) does patched what it does unpatched: run from every instruction of its
-//! line, with random registers and flags, everything compared afterwards.
+//! Every site of the fixtures (`fixtures/sites`) does patched what it does on the host itself and trapped: run from every
+//! instruction of its line, with random registers and flags, everything compared afterwards. Patched as it traps, and
+//! before it ran.
 
+#[path = "common/native_lab.rs"]
+mod native_lab;
 #[path = "common/patch_lab.rs"]
 mod patch_lab;
+#[path = "common/site_files.rs"]
+mod site_files;
 #[path = "../usertrap/tests/support/mod.rs"]
 mod support;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use native_lab::Native;
+
 use object::{Object, ObjectSection, ObjectSymbol, SectionKind};
-use patch_lab::{Run, Ways, bytes_at, first_difference, platform, put_code, put_data, run};
+use patch_lab::{Run, Ways, bytes_at, first_difference, pages, platform, put_code, put_data, run, vectors};
+use site_files::{LINKED, SiteFile};
 use support::rng::Rng;
 use systrap::{AddressSpace, Context, GuestAddr, Patching, Registers, Systrap};
 
@@ -22,8 +30,8 @@ const RSP: u64 = DATA + 0x3000;
 const END: u64 = 0x1000_0000;
 const MOST_CALLS: usize = 6;
 const SEEDS: u64 = 12;
-/// CF PF AF ZF SF DF OF ID.
-const FLAGS: u64 = 0x20_0cd5;
+/// CF PF AF ZF SF DF OF; a tracer cannot set ID.
+const FLAGS: u64 = 0xcd5;
 
 struct Text {
     at: u64,
@@ -53,13 +61,26 @@ fn load(path: &Path) -> Text {
     Text { at, bytes, sites: sites.collect() }
 }
 
-fn guest(platform: &Systrap, text: &Text, patching: Patching) -> (AddressSpace, Context) {
+fn guest(platform: &Systrap, path: &Path, text: &Text, patching: Patching) -> (AddressSpace, Context) {
     let space = platform.new_address_space().expect("an address space");
     space.set_patching(patching);
-    put_code(&space, text.at, &text.bytes);
+    match patching {
+        // Only what comes from a file can be planned before it runs.
+        Patching::Eager => SiteFile::at(path.to_owned()).map_text(&space, LINKED),
+        _ => put_code(&space, text.at, &text.bytes),
+    }
     put_code(&space, END, &[0xf4]);
     put_data(&space, DATA, DATA_LEN, &[]);
     (space, platform.new_context().expect("a context"))
+}
+
+fn native(text: &Text) -> Native {
+    let (code, data) = (libc::PROT_READ | libc::PROT_EXEC, libc::PROT_READ | libc::PROT_WRITE);
+    let (at, len) = pages(text.at, text.bytes.len());
+    let native = Native::new(&[(at, len, code), (END, systrap::PAGE_SIZE, code), (DATA, DATA_LEN, data)]);
+    native.write(text.at, &text.bytes);
+    native.write(END, &[0xf4]);
+    native
 }
 
 /// Pointers and small numbers, so that code that follows its registers gets somewhere.
@@ -91,13 +112,8 @@ fn registers(rng: &mut Rng, entry: u64) -> Registers {
     Registers { rip: entry, rsp: RSP, fs_base, rflags: rng.next() & FLAGS | 0x202, ..regs }
 }
 
-fn run_once(
-    (space, context): &mut (AddressSpace, Context),
-    entry: u64,
-    seed: u64,
-    ways: &mut Ways,
-    restarts: bool,
-) -> (Run, Vec<u8>) {
+/// What a run starts from.
+fn start(entry: u64, seed: u64) -> (Vec<u8>, Registers) {
     let mut rng = Rng::new(seed);
     let mut data: Vec<u8> = (0..DATA_LEN / 8)
         .flat_map(|_| if rng.below(2) == 0 { [0; 8] } else { rng.next().to_le_bytes() })
@@ -106,59 +122,95 @@ fn run_once(
     for at in (top..top + 64).step_by(8) {
         data[at..at + 8].copy_from_slice(&END.to_le_bytes());
     }
+    (data, registers(&mut rng, entry))
+}
+
+fn fill_vectors(image: &mut [u8], seed: u64) -> Vec<u32> {
+    let components = vectors::components(image.len());
+    let mut rng = Rng::new(seed);
+    vectors::fill(image, &components, || rng.next() as u8);
+    components
+}
+
+fn run_once(
+    (space, context): &mut (AddressSpace, Context),
+    entry: u64,
+    seed: u64,
+    ways: &mut Ways,
+    restarts: bool,
+) -> (Run, Vec<u8>) {
+    let (data, regs) = start(entry, seed);
     space.write(GuestAddr::new(DATA), &data).expect("the data is written");
-    *context.registers_mut() = registers(&mut rng, entry);
+    *context.registers_mut() = regs;
+    fill_vectors(context.xstate_mut(), seed);
     let mut restart = Rng::new(seed);
     let run = run(context, space, MOST_CALLS, ways, |_| restarts && restart.below(3) == 0);
     (run, bytes_at(space, DATA, DATA_LEN as usize))
 }
 
-#[test]
-fn every_fixture_site_runs_the_same_patched_and_not() {
+fn run_natively(native: &mut Native, entry: u64, seed: u64) -> (Run, Vec<u8>) {
+    let (data, regs) = start(entry, seed);
+    native.write(DATA, &data);
+    let mut image = native.vectors();
+    let components = fill_vectors(&mut image, seed);
+    let run = native.run(&regs, &image, &components, MOST_CALLS);
+    (run, native.read(DATA, DATA_LEN as usize))
+}
+
+/// How each of the sites was patched.
+fn count_made(text: &Text, after: &[u8], made: &mut BTreeMap<&str, u64>) {
+    for (site, _) in &text.sites {
+        let offset = (site - text.at) as usize;
+        // A jump that was not there before, near enough to be this site's.
+        let new_jump = |at: &usize| after[*at] == 0xe9 && text.bytes[*at] != 0xe9;
+        let kind = if (offset.saturating_sub(24)..offset).any(|at| new_jump(&at)) {
+            "jump in front"
+        } else if after[offset..offset + 2] != [0x0f, 5] {
+            "short jump"
+        } else {
+            "none"
+        };
+        *made.entry(kind).or_default() += 1;
+    }
+}
+
+/// Runs all sites of all fixtures natively, trapped and patched in this mode. Gives how they were patched.
+fn compare_all(patching: Patching) -> (BTreeMap<&'static str, u64>, Ways) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/sites");
     let mut files: Vec<_> =
         std::fs::read_dir(directory).expect("the fixtures").map(|e| e.expect("readable").path()).collect();
     files.retain(|path| path.extension().is_some_and(|e| e == "elf"));
     files.sort();
     assert!(files.len() >= 9, "fixtures are missing: {files:?}");
-    let platform = platform(Patching::Lazy);
-    let mut made = BTreeMap::<&str, u64>::new();
-    let (mut ways, mut pairs, mut sites) = (Ways::default(), 0_u64, 0_u64);
+    let platform = platform(Patching::Off);
+    let mut made = BTreeMap::new();
+    let (mut ways, mut triples, mut sites) = (Ways::default(), 0_u64, 0_u64);
     let mut seed = 0;
     for path in &files {
         let text = load(path);
-        let mut native = guest(&platform, &text, Patching::Off);
-        let mut patched = guest(&platform, &text, Patching::Lazy);
+        let mut native = native(&text);
+        let mut trapped = guest(&platform, path, &text, Patching::Off);
+        let mut patched = guest(&platform, path, &text, patching);
         for turn in 0..SEEDS {
             for (site, entry) in
                 text.sites.iter().flat_map(|(site, from)| from.iter().map(move |f| (*site, *f)))
             {
                 seed += 1;
-                let one = run_once(&mut native, entry, seed, &mut Ways::default(), false);
+                let on_host = run_natively(&mut native, entry, seed);
+                let one = run_once(&mut trapped, entry, seed, &mut Ways::default(), false);
                 let other = run_once(&mut patched, entry, seed, &mut ways, turn > 0);
                 let what = format!("{}: site {site:#x} from {entry:#x}, seed {seed}", path.display());
-                assert_eq!(one.0, other.0, "{what}");
-                assert_eq!(first_difference(&one.1, &other.1), None, "data, {what}");
-                pairs += 1;
+                on_host.0.assert_same(&one.0.traced(), || format!("native against trapped, {what}"));
+                one.0.assert_same(&other.0, || format!("trapped against patched, {what}"));
+                assert_eq!(first_difference(&on_host.1, &one.1), None, "data, trapped, {what}");
+                assert_eq!(first_difference(&on_host.1, &other.1), None, "data, patched, {what}");
+                triples += 1;
             }
         }
-        let after = bytes_at(&patched.0, text.at, text.bytes.len());
-        for (site, _) in &text.sites {
-            sites += 1;
-            let offset = (site - text.at) as usize;
-            // A jump that was not there before, near enough to be this site's.
-            let new_jump = |at: &usize| after[*at] == 0xe9 && text.bytes[*at] != 0xe9;
-            let kind = if after[offset..offset + 2] != [0x0f, 5] {
-                "short jump"
-            } else if (offset.saturating_sub(24)..offset).any(|at| new_jump(&at)) {
-                "jump in front"
-            } else {
-                "none"
-            };
-            *made.entry(kind).or_default() += 1;
-        }
+        count_made(&text, &bytes_at(&patched.0, text.at, text.bytes.len()), &mut made);
+        sites += text.sites.len() as u64;
         assert_eq!(
-            bytes_at(&native.0, text.at, text.bytes.len()),
+            bytes_at(&trapped.0, text.at, text.bytes.len()),
             text.bytes,
             "unpatched code stays as it is"
         );
@@ -166,7 +218,24 @@ fn every_fixture_site_runs_the_same_patched_and_not() {
         let rolled_back = bytes_at(&patched.0, text.at, text.bytes.len());
         assert_eq!(first_difference(&rolled_back, &text.bytes), None, "{}", path.display());
     }
-    println!("{sites} sites of {} files, {made:?}; {pairs} pairs of runs equal, {ways:?}", files.len());
-    assert!(sites >= 40 && made["jump in front"] >= 20 && made["short jump"] >= 3, "{sites} sites: {made:?}");
+    let files = files.len();
+    println!(
+        "{patching:?}: {sites} sites of {files} files, {made:?}; {triples} triples of runs equal, {ways:?}"
+    );
+    assert!(sites >= 40);
+    (made, ways)
+}
+
+#[test]
+fn every_fixture_site_runs_the_same_natively_trapped_and_patched() {
+    let (made, ways) = compare_all(Patching::Lazy);
+    assert!(made["jump in front"] >= 20 && made["short jump"] >= 3, "{made:?}");
     assert!(ways.patched > 200 && ways.restarted > 50, "{ways:?}");
+}
+
+#[test]
+fn every_fixture_site_runs_the_same_natively_and_patched_before_it_ran() {
+    let (made, ways) = compare_all(Patching::Eager);
+    assert!(made["jump in front"] >= 25 && made["short jump"] >= 3, "{made:?}");
+    assert!(ways.patched > 500 && ways.restarted > 50, "{ways:?}");
 }

@@ -3,184 +3,23 @@
 
 #[path = "common/patch_lab.rs"]
 mod patch_lab;
+#[path = "common/patch_race.rs"]
+mod patch_race;
 #[path = "common/small_guest.rs"]
 mod small_guest;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iced_x86::code_asm::*;
-use patch_lab::{answer, platform, put_code, put_data};
-use systrap::{AddressSpace, Context, Entry, Event, Patching, Systrap};
-
-const CODE: u64 = 0x40_0000;
-const STACKS: u64 = 0x7000_0000;
-const STACK_LEN: u64 = 0x1000;
-const THREADS: u64 = 8;
-/// How many call numbers: one for each site.
-const FIRST_NR: u32 = 1000;
-
-/// Functions that make one call each, at chosen places, and a loop that calls them all for ever.
-struct Program {
-    code: Vec<u8>,
-    sites: Vec<u64>,
-}
-
-/// Offsets of `mov eax, imm32`, five bytes: within an aligned word, across one, across a cache line, across a page.
-const PLACES: [u64; 8] = [0x1000, 0x1043, 0x1084, 0x10bd, 0x1ffd, 0x2fff, 0x3ffc, 0x4ffe];
-/// Offsets of `syscall`s with padding in front and nothing else to patch: in a word, across a line, across a page.
-const SHORT_PLACES: [u64; 3] = [0x5100, 0x51bf, 0x5fff];
-
-fn program() -> Program {
-    let mut code = vec![0x53_u8; 0x7000];
-    let mut put = |at: u64, bytes: &[u8]| code[at as usize..][..bytes.len()].copy_from_slice(bytes);
-    let mut sites = Vec::new();
-    let mut functions = Vec::new();
-    for (i, at) in PLACES.iter().enumerate() {
-        // mov eax, imm32; syscall; ret; as the functions begin at `at` there is nothing else to replace.
-        let [a, b, c, d] = (FIRST_NR + i as u32).to_le_bytes();
-        put(*at, &[0xb8, a, b, c, d, 0x0f, 5, 0xc3]);
-        sites.push(CODE + at + 5);
-        functions.push(CODE + at);
-    }
-    for (i, at) in SHORT_PLACES.iter().enumerate() {
-        // mov eax, ebp; jmp site; six times int3; site: syscall; ret. The number comes in ebp.
-        put(at - 10, &[0x89, 0xe8, 0xeb, 6, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0x0f, 5, 0xc3]);
-        sites.push(CODE + at);
-        functions.push(CODE + at - 10);
-        assert_eq!(PLACES.len() + i + 1, sites.len());
-    }
-    let top = small_guest::CODE.raw();
-    assert_eq!(top, CODE);
-    let main = small_guest::assemble(|a| assemble_main(a, &functions).expect("valid instructions"));
-    assert!(main.len() < 0x1000, "the loop fits in front of the functions");
-    put(0, &main);
-    Program { code, sites }
-}
-
-/// Calls every function with r12 = turn; r13 = thread. Checks result, rcx, r11 and the argument registers; a wrong one
-/// ends in `ud2`.
-fn assemble_main(a: &mut CodeAssembler, functions: &[u64]) -> Result<(), iced_x86::IcedError> {
-    let mut again = a.create_label();
-    let mut bad = a.create_label();
-    a.set_label(&mut again)?;
-    a.inc(r12)?;
-    for (i, function) in functions.iter().enumerate() {
-        let nr = FIRST_NR + i as u32;
-        a.mov(ebp, nr)?;
-        a.mov(rdi, r12)?;
-        a.mov(rsi, r13)?;
-        a.lea(rdx, r12 + r13)?;
-        a.mov(r10, r12)?;
-        a.not(r10)?;
-        a.xor(r8d, r8d)?;
-        a.mov(r9d, nr)?;
-        a.call(*function)?;
-        // What `answer` computes.
-        a.mov(r14d, nr)?;
-        for arg in [rdi, rsi, rdx, r10, r8, r9] {
-            a.imul_3(r14, r14, 31)?;
-            a.add(r14, arg)?;
-        }
-        a.inc(r14)?;
-        a.cmp(rax, r14)?;
-        a.jne(bad)?;
-        a.cmp(rdi, r12)?;
-        a.jne(bad)?;
-        a.cmp(r9d, nr)?;
-        a.jne(bad)?;
-    }
-    a.jmp(again)?;
-    a.set_label(&mut bad)?;
-    a.ud2()
-}
-
-/// What the threads did.
-#[derive(Debug, Default)]
-struct Tally {
-    trapped: AtomicU64,
-    patched: AtomicU64,
-}
-
-fn hammer(
-    platform: &Systrap,
-    space: &AddressSpace,
-    number: u64,
-    program: &Program,
-    stop: &AtomicBool,
-    tally: &Tally,
-) {
-    let mut context: Context = platform.new_context().expect("a context");
-    let regs = context.registers_mut();
-    regs.rip = CODE;
-    regs.rsp = STACKS + (number + 1) * STACK_LEN - 64;
-    regs.r13 = number << 40;
-    let mut turn = 0;
-    while !stop.load(Ordering::Relaxed) {
-        turn += 1;
-        for (i, site) in program.sites.iter().enumerate() {
-            let call = match context.switch(space).expect("the stub process lives") {
-                Event::Syscall(call) => call,
-                other => {
-                    stop.store(true, Ordering::Relaxed);
-                    context.pull_full_state().expect("the state");
-                    panic!(
-                        "thread {number}, turn {turn}, site {site:#x}: {other:?} {:x?}",
-                        context.registers()
-                    )
-                }
-            };
-            let nr = FIRST_NR + i as u32;
-            let base = number << 40;
-            let args = [turn, base, turn + base, !turn, 0, nr.into()];
-            if (call.nr, call.args, call.ip.raw()) != (nr, args, site + 2) {
-                stop.store(true, Ordering::Relaxed);
-                panic!("thread {number}, turn {turn}, site {site:#x}: {call:x?}");
-            }
-            let _ = match call.entry {
-                Entry::Patched => tally.patched.fetch_add(1, Ordering::Relaxed),
-                _ => tally.trapped.fetch_add(1, Ordering::Relaxed),
-            };
-            context.set_return(answer(call.nr, &call.args));
-        }
-    }
-}
-
-/// Hammers with `threads` threads and calls `disturb` until it says that it is enough.
-fn race(threads: u64, disturb: impl Fn(&AddressSpace, &Tally, u64) -> bool) -> (Tally, u64) {
-    let platform = platform(Patching::Lazy);
-    let space = platform.new_address_space().expect("an address space");
-    let program = program();
-    put_code(&space, CODE, &program.code);
-    put_data(&space, STACKS, THREADS * STACK_LEN, &[]);
-    let (stop, tally) = (AtomicBool::new(false), Tally::default());
-    let mut rounds = 0;
-    thread::scope(|scope| {
-        for number in 0..threads {
-            let (platform, space, program, stop, tally) = (&platform, &space, &program, &stop, &tally);
-            scope.spawn(move || hammer(platform, space, number, program, stop, tally));
-        }
-        while !stop.load(Ordering::Relaxed) && disturb(&space, &tally, rounds) {
-            rounds += 1;
-        }
-        stop.store(true, Ordering::Relaxed);
-    });
-    space.set_patching(Patching::Off);
-    let found = patch_lab::bytes_at(&space, CODE, program.code.len());
-    assert_eq!(patch_lab::first_difference(&found, &program.code), None, "all bytes are as they were");
-    (tally, rounds)
-}
-
-/// A while for the sites to be patched, more or less long.
-fn pause(round: u64) {
-    thread::sleep(Duration::from_micros(200 + round % 16 * 500));
-}
+use patch_lab::platform;
+use patch_race::{THREADS, pause, program, race};
+use systrap::Patching;
 
 #[test]
 fn eight_threads_run_through_sites_that_are_patched_and_rolled_back() {
     let begun = Instant::now();
-    let (tally, rounds) = race(THREADS, |space, _, round| {
+    let (tally, rounds) = race(&platform(Patching::Lazy), THREADS, |space, _, round| {
         pause(round);
         space.roll_back_patches();
         begun.elapsed() < Duration::from_secs(10)
@@ -193,7 +32,7 @@ fn eight_threads_run_through_sites_that_are_patched_and_rolled_back() {
 #[test]
 fn a_single_thread_has_its_sites_written_while_it_stands() {
     let begun = Instant::now();
-    let (tally, rounds) = race(1, |space, tally, round| {
+    let (tally, rounds) = race(&platform(Patching::Lazy), 1, |space, tally, round| {
         pause(round);
         space.roll_back_patches();
         assert!(begun.elapsed() < Duration::from_secs(60), "only {tally:?}");
@@ -211,7 +50,7 @@ fn a_single_thread_has_its_sites_written_while_it_stands() {
 fn all_sites_are_patched_under_eight_threads() {
     let sites = program().sites.len() as u64;
     let begun = Instant::now();
-    let (tally, _) = race(THREADS, |space, tally, _| {
+    let (tally, _) = race(&platform(Patching::Lazy), THREADS, |space, tally, _| {
         thread::sleep(Duration::from_millis(5));
         assert!(begun.elapsed() < Duration::from_secs(60), "only {tally:?}");
         space.patched_sites() < sites || tally.patched.load(Ordering::Relaxed) < 10_000

@@ -122,9 +122,9 @@ fn a_random_state_comes_through_a_patched_call_as_through_a_trapped_one() {
             *context.registers_mut() = random.registers();
             randomise_vectors(context, &mut random);
             let mut run = patch_lab::run(context, space, 10, ways, |_| false);
-            run.legacy = context.xstate().to_vec();
+            run.vectors = context.xstate().to_vec();
             // XSTATE_BV says what the CPU tracks as being initial, which is its own business.
-            run.legacy[464..520].fill(0);
+            run.vectors[464..520].fill(0);
             let after = patch_lab::bytes_at(space, around_rsp.raw(), red_zone.len());
             assert_eq!(after, red_zone, "red zone and stack");
             results.push(run);

@@ -78,6 +78,7 @@ stressors! {
     socket_pairs: "sockpair";
     event_polls: "epoll";
     event_counters: "eventfd";
+    timer_descriptors: "timerfd";
     file_watches: "inotify";
     passed_descriptors: "sockfd";
     semaphores: "sem-sysv";

@@ -1,4 +1,4 @@
-//! Compilers and what goes with them: gcc, make, Go, git.
+//! Compilers and what goes with them: gcc, make, Go, cargo and rustc, git.
 
 mod common {
     pub mod bounded;
@@ -211,6 +211,38 @@ fn a_go_program_with_goroutines_and_timers_runs_patched() {
         figures["calls"], figures["sites"]
     );
     assert!(percent >= 99.0, "{percent:.2} % patched: {figures}");
+}
+
+/// The toolchain that these tests were built with: its own programs, not what a version manager puts in front of them.
+fn rust_toolchain() -> Option<std::path::PathBuf> {
+    let cargo = Path::new(env!("CARGO"));
+    let directory = cargo.parent().expect("cargo lies somewhere");
+    let executable = |name: &str| nix::unistd::access(&directory.join(name), nix::unistd::AccessFlags::X_OK);
+    if let Err(error) = executable("cargo").and_then(|()| executable("rustc")) {
+        eprintln!("**** NOT CHECKED: cargo and rustc of {}: {error}", directory.display());
+        return None;
+    }
+    Some(directory.to_owned())
+}
+
+#[test]
+fn cargo_builds_and_runs_offline() {
+    let Some(toolchain) = rust_toolchain() else { return };
+    cli::program("gcc");
+    // Nothing of what cargo tells the tests is for the one inside.
+    let script = format!(
+        "exec env -i LC_ALL=C HOME=$PWD CARGO_HOME=$PWD/home PATH={}:$PATH sh -ec '\n\
+         cargo new --offline --vcs none --lib -q part; cargo new --offline --vcs none -q hello; cd hello\n\
+         echo \"part = {{ path = \\\"../part\\\" }}\" >>Cargo.toml\n\
+         echo \"fn main() {{ println!(\\\"hello {{}}\\\", part::add(40, 2)); }}\" >src/main.rs\n\
+         cargo build --offline -q; ./target/debug/hello; cargo run --offline -q --release\n\
+         cargo test --offline -q -p part | grep -c \"1 passed\"; touch src/main.rs; cargo build --offline -q\n\
+         echo \"fn main() {{ nothing() }}\" >src/main.rs; cargo build --offline -q 2>/dev/null || echo failed with $?'",
+        toolchain.display()
+    );
+    let native = compare_script(&script, &|_| ());
+    let text = String::from_utf8_lossy(&native.stdout);
+    assert!(text.starts_with("hello 42\nhello 42\n") && text.ends_with("failed with 101\n"), "{text}");
 }
 
 #[test]

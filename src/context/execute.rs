@@ -183,7 +183,7 @@ impl Context {
         if kind == Executing::Copy {
             return match usize::try_from(self.host_call.nr - result.clamp(0, self.host_call.nr)) {
                 Ok(copied) if result > 0 => {
-                    self.attention.set_may_be_in_trampoline(false);
+                    self.attention.turns().end();
                     self.copy_failed(copied);
                     Ok(Settled::Event(Event::Interrupted))
                 }
@@ -197,11 +197,14 @@ impl Context {
             return Err(self.corrupt("a host call came back that nothing interrupts"));
         }
         if kind == Executing::Wait && !self.attention.take(Attention::INTERRUPT) {
-            // An interrupt signal that came after its interrupt had been reported: the call is made again.
+            // An interrupt signal that came after its interrupt had been reported, or the guest was to step aside, which
+            // it has done: the call is made again, in a new turn.
+            self.attention.take(Attention::STEP_ASIDE);
+            self.attention.turns().begin();
             self.executing = kind;
             return Ok(Settled::GoOn(wire::RESUME));
         }
-        self.attention.set_may_be_in_trampoline(false);
+        self.attention.turns().end();
         self.set_executed(kind, result);
         Ok(Settled::Event(Event::Interrupted))
     }

@@ -9,7 +9,7 @@ use systrap_stub::sysmsg::Line;
 use systrap_stub::wire::{self, StubEvent};
 
 use crate::platform::Inner;
-use crate::subprocess::{ANSWER_DEADLINE, Attention, StubThread};
+use crate::subprocess::{ANSWER_DEADLINE, Attention, STAY, StubThread};
 use crate::{Error, SwitchError, sys};
 
 /// How long one sleep lasts at most; nothing depends on its end but a lost wake-up by a hostile stub.
@@ -101,6 +101,9 @@ impl<'a> HandOff<'a> {
         let spinning = self.thread.spinning();
         let may_spin = self.platform.may_spin();
         let stub_slept = sysmsg.stub_sleeps.load(Ordering::Relaxed) != 0;
+        let seat = self.thread.seat();
+        let near = seat.choose(&self.platform.places, self.thread.tid(), stub_slept, may_spin);
+        let may_spin = may_spin && !near;
         if let Some(budget) = spinning.stub(may_spin, stub_slept) {
             sysmsg.spin.store(budget.spin, Ordering::Relaxed);
             sysmsg.head_start.store(budget.head_start, Ordering::Relaxed);
@@ -132,8 +135,13 @@ impl<'a> HandOff<'a> {
             std::hint::spin_loop();
         }
         let started = Instant::now();
-        let event = self.sleep_for_event(reply, started);
-        spinning.supervisor_slept(started.elapsed());
+        let event = self.sleep_for_event(reply, started, near);
+        let slept = started.elapsed();
+        if near {
+            seat.waited(slept);
+        } else {
+            spinning.supervisor_slept(slept);
+        }
         event
     }
 
@@ -153,12 +161,13 @@ impl<'a> HandOff<'a> {
     }
 
     #[cold]
-    fn sleep_for_event(&self, reply: u32, started: Instant) -> Result<StubEvent, SwitchError> {
+    fn sleep_for_event(&self, reply: u32, started: Instant, near: bool) -> Result<StubEvent, SwitchError> {
         let sysmsg = self.thread.sysmsg();
         let own = Attention::default();
         let attention = self.attention.unwrap_or(&own);
         let mut kicks = Kicks { first: None, next: started, pause: FIRST_KICK };
         let mut patience = Patience::new(started);
+        let mut stays = near;
         let result = loop {
             // Full barrier: announce the sleep before the last look at the state.
             sysmsg.supervisor_sleeps.swap(1, Ordering::SeqCst);
@@ -174,6 +183,11 @@ impl<'a> HandOff<'a> {
                 Ok(timeout) => timeout,
                 Err(error) => break Err(error),
             };
+            let timeout = if stays { timeout.min(STAY) } else { timeout };
+            if stays && started.elapsed() >= STAY {
+                stays = false;
+                self.thread.seat().let_go(&self.platform.places, self.thread.tid());
+            }
             if !patience.trusts_the_word(Instant::now()) {
                 std::thread::sleep(Duration::from_millis(1));
             } else if let Err(source) =
@@ -195,13 +209,16 @@ impl<'a> HandOff<'a> {
             }
             return Ok(SLEEP);
         }
-        if seen & Attention::INTERRUPT == 0 {
+        if seen & (Attention::INTERRUPT | Attention::STEP_ASIDE) == 0 {
             return Ok(SLEEP);
         }
         let now = Instant::now();
-        let first = *kicks.first.get_or_insert(now);
-        if now.duration_since(first) > self.platform.options.interrupt_deadline_limit() {
-            return Err(self.corrupted("an interrupt was not answered within its deadline"));
+        // Whoever only wants it to step aside has a deadline of their own, if any.
+        if seen & Attention::INTERRUPT != 0 {
+            let first = *kicks.first.get_or_insert(now);
+            if now.duration_since(first) > self.platform.options.interrupt_deadline_limit() {
+                return Err(self.corrupted("an interrupt was not answered within its deadline"));
+            }
         }
         if now >= kicks.next {
             self.thread.kick();

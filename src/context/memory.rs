@@ -154,7 +154,7 @@ impl MemoryOnReturn<'_> {
         let alone = || aspace.inner.process.attached_count() <= 1;
         let can_wait =
             context.is_home(aspace) && context.can_execute_on_return() && (!mapping.frees() || alone());
-        if can_wait && let Some(call) = mapping.note_for_later(&aspace.inner) {
+        if can_wait && let Some(call) = mapping.note_for_later(&aspace.inner, context.key()) {
             context.execute_on_return(Executing::Change, StubCall { nr: call.nr, args: call.args });
             return Ok(Made::OnReturn);
         }

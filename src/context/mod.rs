@@ -226,6 +226,7 @@ impl Context {
         self.cool();
         self.count_answers();
         if let Some(home) = self.home.take() {
+            crate::patching::forget_changes(&home.space, self.key());
             home.space.process.detach(&self.attention);
             // A pooled thread waits in the loop that knows all replies, not in the syshandler's.
             let spilled = home.stop != Stop::Patched
@@ -235,6 +236,11 @@ impl Context {
             }
             self.changed = true;
         }
+    }
+
+    /// What tells this context from others.
+    fn key(&self) -> crate::patching::ContextKey {
+        crate::patching::ContextKey::of(Arc::as_ptr(&self.attention))
     }
 
     fn heat(&mut self) {
@@ -255,6 +261,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         self.leave_home();
+        crate::subprocess::roam();
         self.platform.counters.unregister(&self.counts);
     }
 }

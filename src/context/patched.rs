@@ -20,7 +20,7 @@ impl Context {
     pub(super) fn settle(&mut self, event: Event) -> Result<Settled, SwitchError> {
         match event {
             Event::Syscall(call) => {
-                self.attention.set_may_be_in_trampoline(false);
+                self.attention.turns().end();
                 self.note_site(call.ip, call.entry);
                 if call.entry == Entry::Trapped && call.arch == Arch::X86_64 {
                     self.patch_site(&call);
@@ -64,7 +64,7 @@ impl Context {
         let trap = signal.signo == libc::SIGTRAP;
         match self.locate(signal.ip, trap) {
             Found::Guest => {
-                self.attention.set_may_be_in_trampoline(false);
+                self.attention.turns().end();
                 Ok(Settled::Event(Event::Signal(signal)))
             }
             Found::OwnBreakpoint(at) => self.go_on_at(at),
@@ -89,9 +89,11 @@ impl Context {
         let rip = GuestAddr::new(home.thread.sysmsg().line.rip.load(std::sync::atomic::Ordering::Relaxed));
         // At the `syscall` of a call that was passed on, where a patch may have put something else.
         let moved = patching::resume_at(&home.space, rip.raw()) != rip.raw();
-        // An interrupt signal that came after its interrupt had been reported.
-        if self.attention.get() & Attention::INTERRUPT == 0 {
-            return if moved { self.go_on_at(rip) } else { Ok(Settled::GoOn(wire::RESUME)) };
+        let seen = self.attention.get();
+        if seen & Attention::INTERRUPT == 0 {
+            // It is to step aside, or this is an interrupt signal that came after its interrupt had been reported.
+            let aside = seen & Attention::STEP_ASIDE != 0 && self.attention.take(Attention::STEP_ASIDE);
+            return if moved { self.go_on_at(rip) } else { self.step_aside(rip, aside) };
         }
         if moved {
             self.leave_trampoline(rip)?;
@@ -99,13 +101,28 @@ impl Context {
             return Ok(Settled::Event(Event::Interrupted));
         }
         match self.locate(rip, false) {
-            Found::Guest | Found::OwnBreakpoint(_) => self.attention.set_may_be_in_trampoline(false),
+            Found::Guest | Found::OwnBreakpoint(_) => self.attention.turns().end(),
             Found::At(at) => self.leave_trampoline(at)?,
             // The call is as good as made: it is the event, and the interrupt stays pending.
             Found::Call(ret) => return self.make_call(ret),
         }
         self.attention.take(Attention::INTERRUPT);
         Ok(Settled::Event(Event::Interrupted))
+    }
+
+    /// Lets an interrupted guest go on, and not in a trampoline if it was asked `aside`.
+    fn step_aside(&mut self, rip: GuestAddr, aside: bool) -> Result<Settled, SwitchError> {
+        if !aside {
+            return Ok(Settled::GoOn(wire::RESUME));
+        }
+        match self.locate(rip, false) {
+            Found::Guest | Found::OwnBreakpoint(_) => {
+                self.attention.turns().begin();
+                Ok(Settled::GoOn(wire::RESUME))
+            }
+            Found::At(at) => self.go_on_at(at),
+            Found::Call(ret) => self.make_call(ret),
+        }
     }
 
     fn locate(&self, rip: GuestAddr, breakpoint: bool) -> Found {
@@ -128,7 +145,7 @@ impl Context {
         self.pull_full_state()?;
         self.full.regs.rip = at.raw();
         self.changed = true;
-        self.attention.set_may_be_in_trampoline(false);
+        self.attention.turns().end();
         Ok(())
     }
 
@@ -137,6 +154,8 @@ impl Context {
         self.pull_full_state()?;
         self.full.regs.rip = at.raw();
         self.load_state()?;
+        // A new turn: it has been outside.
+        self.attention.turns().begin();
         Ok(Settled::GoOn(wire::RESUME_FULL))
     }
 
@@ -157,7 +176,7 @@ impl Context {
         if let Some(home) = &mut self.home {
             home.stop = Stop::Call;
         }
-        self.attention.set_may_be_in_trampoline(false);
+        self.attention.turns().end();
         let (arch, entry) = (Arch::X86_64, Entry::Patched);
         Ok(Settled::Event(Event::Syscall(Syscall { nr, args, ip: ret, arch, entry })))
     }

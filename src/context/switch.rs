@@ -27,13 +27,18 @@ impl Context {
             return Ok(Event::Interrupted);
         }
         // A load first: the locked instruction would cost every call some nanoseconds.
-        if self.attention.get() & Attention::INTERRUPT != 0 && self.attention.take(Attention::INTERRUPT) {
+        let seen = self.attention.get();
+        if seen & Attention::STEP_ASIDE != 0 {
+            // It stands, which is as good.
+            self.attention.take(Attention::STEP_ASIDE);
+        }
+        if seen & Attention::INTERRUPT != 0 && self.attention.take(Attention::INTERRUPT) {
             self.execute_at_once()?;
             return Ok(Event::Interrupted);
         }
         self.heat();
         let mut reply = self.prepare_reply(aspace)?;
-        self.attention.set_may_be_in_trampoline(true);
+        self.attention.turns().begin();
         loop {
             let Some(home) = &self.home else { return Err(SwitchError::BadState { what: "no stub thread" }) };
             self.pulled = false;
@@ -129,6 +134,7 @@ impl Context {
     pub fn prepare_sleep(&mut self) {
         self.cool();
         let Some(home) = &mut self.home else { return };
+        home.thread.seat().leave(&self.platform.places);
         let line = &home.thread.sysmsg().line;
         if home.stop != Stop::Empty && home.thread.spinning().doze() {
             let state = line.state.load(Ordering::Acquire);
@@ -262,7 +268,9 @@ impl Context {
     pub(super) fn abandon_home(&mut self) {
         self.cool();
         if let Some(home) = self.home.take() {
+            patching::forget_changes(&home.space, self.key());
             home.space.process.detach(&self.attention);
+            self.attention.turns().end();
         }
     }
 }

@@ -110,7 +110,7 @@ impl Batch<'_> {
                 continue;
             }
             let Some(window) = bytes.around(self, books, *site) else { continue };
-            let mut memory = books.blocks.with(self.hands);
+            let mut memory = books.blocks.with(self.hands, &books.announced);
             match books.patches.prepare(plan, &window, syshandler, mode, &mut memory) {
                 Ok(installation)
                     if self.company == Company::RunningWithoutBarriers

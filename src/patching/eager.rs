@@ -115,7 +115,8 @@ fn patch(space: &SpaceInner, code: Code, plans: &[(u64, Arc<Plan>)]) -> u64 {
     let mut books = lock(space);
     let books = &mut *books;
     // It may have changed since the plans were looked up.
-    if books.mode != Patching::Eager || books.code.around(GuestAddr::new(code.range.0)) != Some(code) {
+    let closed = books.mode != Patching::Eager || books.rounds.are_closed();
+    if closed || books.code.around(GuestAddr::new(code.range.0)) != Some(code) {
         return 0;
     }
     let Ok(thread) = space.process.take_thread() else { return 0 };

@@ -81,7 +81,7 @@ impl<'a> Hands<'a> {
     }
 
     /// A core-serialising barrier on every thread of the address space.
-    fn barrier(&self, registered: &mut bool) -> Result<(), NotDone> {
+    pub(super) fn barrier(&self, registered: &mut bool) -> Result<(), NotDone> {
         let barrier = || self.execute(libc::SYS_membarrier, [MEMBARRIER_SYNC_CORE.into(), 0, 0, 0, 0, 0]);
         // The template registered, where the kernel lets the registration be inherited.
         if barrier().is_err() {

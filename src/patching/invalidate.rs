@@ -1,12 +1,15 @@
 //! Keeping patches right when mappings change.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::sync::MutexGuard;
 
-use usertrap::{GuestRange, Limits, Loss, PatchMap, Removal, Step, WriteMode};
+use usertrap::{GuestRange, Loss, PatchMap, Removal, Step, WriteMode};
 
+use super::announced::{Announced, ContextKey};
 use super::code_map::{Code, is_patchable};
 use super::hands::Hands;
+use super::retired::{self, Rounds};
+use super::starved::Starved;
 use super::{Patcher, lock};
 use crate::address_space::SpaceInner;
 use crate::{Patching, Protection};
@@ -25,13 +28,28 @@ pub(crate) enum Change {
     },
 }
 
-/// How long threads that were in a trampoline have to leave it before something else is mapped over it.
-const GRACE: Duration = Duration::from_millis(2);
+impl Change {
+    /// The ranges that it concerns.
+    fn ranges(self) -> ([(u64, u64); 2], usize) {
+        match self {
+            Self::Gone(range) | Self::Protected(range, _) => ([range; 2], 1),
+            Self::Mapped(code) => ([code.range; 2], 1),
+            Self::Moved { old, new } => ([old, new], 2),
+        }
+    }
+}
+
+/// A change that was announced.
+#[derive(Debug)]
+#[must_use = "its range is kept free of trampolines until somebody says what became of it"]
+pub(crate) struct Pending {
+    change: Change,
+    then: Then,
+}
 
 /// What to note once a change is made: until then what it makes patchable is something else.
 #[derive(Debug)]
-#[must_use]
-pub(crate) enum Pending {
+enum Then {
     Nothing,
     Mapped(Vec<Code>),
     Protected((u64, u64), Protection),
@@ -40,42 +58,83 @@ pub(crate) enum Pending {
 /// Drops the patches that a change of mappings concerns, and notes what it takes away.
 pub(crate) fn before_change(space: &SpaceInner, change: Change) -> Pending {
     let mut books = lock(space);
-    let books = &mut *books;
-    if !books.is_idle() {
-        match change {
-            Change::Gone(range) => drop_range(space, books, range, Loss::Unmapped),
-            Change::Mapped(code) => drop_range(space, books, code.range, Loss::Unmapped),
-            Change::Protected(_, prot) if is_patchable(prot) => {}
-            // Patches could not be undone there.
-            Change::Protected(range, _) => drop_range(space, books, range, Loss::Restored),
-            Change::Moved { old, new } => {
-                drop_range(space, books, old, Loss::Restored);
-                drop_range(space, books, new, Loss::Unmapped);
-            }
+    let (ranges, count) = change.ranges();
+    books.announced.begin(ranges.get(..count).unwrap_or_default());
+    let losses = match change {
+        Change::Gone(range) => [Some((range, Loss::Unmapped)), None],
+        Change::Mapped(code) => [Some((code.range, Loss::Unmapped)), None],
+        Change::Protected(_, prot) if is_patchable(prot) => [None, None],
+        // Patches could not be undone there.
+        Change::Protected(range, _) => [Some((range, Loss::Restored)), None],
+        Change::Moved { old, new } => [Some((old, Loss::Restored)), Some((new, Loss::Unmapped))],
+    };
+    for (range, loss) in losses.into_iter().flatten() {
+        if !books.is_idle() {
+            books = drop_range(space, books, range, loss);
         }
     }
-    match change {
-        Change::Gone(range) => books.code.remove(range),
+    let then = match change {
+        Change::Gone(range) => {
+            books.code.remove(range);
+            Then::Nothing
+        }
         Change::Mapped(code) => {
             books.code.remove(code.range);
-            return Pending::Mapped(vec![code]);
+            Then::Mapped(vec![code])
         }
-        Change::Protected(range, prot) if is_patchable(prot) => return Pending::Protected(range, prot),
-        Change::Protected(range, prot) => books.code.protect(range, prot),
-        Change::Moved { old, new } => return Pending::Mapped(books.code.take_moved(old, new)),
-    }
-    Pending::Nothing
+        Change::Protected(range, prot) if is_patchable(prot) => Then::Protected(range, prot),
+        Change::Protected(range, prot) => {
+            books.code.protect(range, prot);
+            Then::Nothing
+        }
+        Change::Moved { old, new } => Then::Mapped(books.code.take_moved(old, new)),
+    };
+    Pending { change, then }
 }
 
 /// Notes what a change that was made has brought.
 pub(crate) fn after_change(space: &SpaceInner, pending: Pending) {
-    match pending {
-        Pending::Nothing => {}
-        Pending::Mapped(parts) => {
-            let mut books = lock(space);
-            parts.into_iter().for_each(|code| books.code.insert(code));
-        }
-        Pending::Protected(range, prot) => lock(space).code.protect(range, prot),
+    let mut books = lock(space);
+    end(&mut books, pending.change);
+    note(&mut books, pending.then);
+}
+
+/// The same for a change that the context will make when it goes on, before its guest does.
+pub(crate) fn change_later(space: &SpaceInner, change: Change, key: ContextKey) -> bool {
+    if !lock(space).announced.has_room(key) {
+        return false;
+    }
+    let pending = before_change(space, change);
+    let mut books = lock(space);
+    let (ranges, count) = change.ranges();
+    end(&mut books, change);
+    for range in ranges.iter().take(count) {
+        books.announced.put_off(key, *range);
+    }
+    note(&mut books, pending.then);
+    true
+}
+
+/// A change was refused.
+pub(crate) fn not_changed(space: &SpaceInner, pending: &Pending) {
+    end(&mut lock(space), pending.change);
+}
+
+/// A context leaves the address space.
+pub(crate) fn forget_changes(space: &SpaceInner, key: ContextKey) {
+    lock(space).announced.forget(key);
+}
+
+fn end(books: &mut Patcher, change: Change) {
+    let (ranges, count) = change.ranges();
+    books.announced.end(ranges.get(..count).unwrap_or_default());
+}
+
+fn note(books: &mut Patcher, then: Then) {
+    match then {
+        Then::Nothing => {}
+        Then::Mapped(parts) => parts.into_iter().for_each(|code| books.code.insert(code)),
+        Then::Protected(range, prot) => books.code.protect(range, prot),
     }
 }
 
@@ -85,7 +144,7 @@ pub(crate) fn drop_all(space: &SpaceInner, mode: Patching) {
     books.mode = mode;
     if !books.patches.is_empty() {
         let removals = books.patches.remove_all(WriteMode::Atomic);
-        write_back(space, &mut books, &removals, &[]);
+        write_back(space, &mut books, &removals);
     }
 }
 
@@ -95,54 +154,52 @@ impl Patcher {
         // Patches are written under the lock: none is half-made.
         let (mode, patches) = match self.patches.fork() {
             Ok(patches) => (self.mode, patches),
-            Err(_) => (Patching::Off, PatchMap::new(Limits::default())),
+            Err(_) => (Patching::Off, PatchMap::new(self.limits)),
         };
-        let (code, blocks) = (self.code.clone(), self.blocks.clone());
-        Patcher { mode, code, patches, blocks, barriers: false, executed: HashMap::new() }
+        let (code, blocks, limits) = (self.code.clone(), self.blocks.clone(), self.limits);
+        // Nobody runs in the copy: what is retired can be freed whenever that is wanted.
+        let (rounds, starved, announced) = (Rounds::default(), Starved::default(), Announced::default());
+        let executed = HashMap::new();
+        Patcher { mode, code, patches, blocks, barriers: false, executed, limits, rounds, starved, announced }
     }
 }
 
-fn drop_range(space: &SpaceInner, books: &mut Patcher, range: (u64, u64), loss: Loss) {
-    let guest = |addr| usertrap::GuestAddr::new(addr);
+/// Drops what a change of mappings concerns. The lock may be let go and taken again.
+fn drop_range<'a>(
+    space: &'a SpaceInner,
+    mut books: MutexGuard<'a, Patcher>,
+    range: (u64, u64),
+    loss: Loss,
+) -> MutexGuard<'a, Patcher> {
     if books.blocks.overlap(range) {
-        drop_blocks(space, books);
-        return;
+        // Something is mapped over trampolines: all patches go, new ones will be made elsewhere.
+        let removals = books.patches.remove_all(WriteMode::Atomic);
+        write_back(space, &mut books, &removals);
+        return retired::wait_until_left(space, books, &[]);
     }
-    let gone =
-        books.patches.invalidate(GuestRange::new(guest(range.0), guest(range.1)), loss, WriteMode::Atomic);
+    let guest = |addr| usertrap::GuestAddr::new(addr);
+    let lost = GuestRange::new(guest(range.0), guest(range.1));
+    let gone = books.patches.invalidate(lost, loss, WriteMode::Atomic);
     if gone.removals.is_empty() && gone.when_left.is_empty() {
-        return;
+        return books;
     }
-    write_back(space, books, &gone.removals, &gone.when_left);
+    write_back(space, &mut books, &gone.removals);
+    if gone.when_left.is_empty() { books } else { retired::wait_until_left(space, books, &gone.when_left) }
 }
 
-/// Makes the stores that undo patches, and frees their trampolines if no thread can be in one.
-fn write_back(space: &SpaceInner, books: &mut Patcher, removals: &[Removal], when_left: &[Step]) {
+/// Makes the stores that undo patches, and frees trampolines as far as nobody can be in them.
+fn write_back(space: &SpaceInner, books: &mut Patcher, removals: &[Removal]) {
     let Ok(thread) = space.process.take_thread() else { return };
     let hands = Hands::new(&space.platform, &thread);
     for steps in removals.iter().map(|removal| removal.steps.as_slice()) {
         run_where_mapped(books, &hands, steps);
     }
-    if space.process.all_outside_trampolines() {
-        for step in when_left {
-            run_where_mapped(books, &hands, std::slice::from_ref(step));
-        }
-        reclaim(books, &hands);
-    }
+    retired::advance(space, books, &hands, false);
     thread.park();
 }
 
-/// Frees the trampolines that nothing leads to any more, and restores their padding. Nobody may be in one.
-pub(super) fn reclaim(books: &mut Patcher, hands: &Hands<'_>) {
-    let mut memory = books.blocks.with(hands);
-    // Each is in a mapping of its own, perhaps.
-    for step in books.patches.reclaim(&mut memory) {
-        run_where_mapped(books, hands, std::slice::from_ref(&step));
-    }
-}
-
 /// Makes steps in the mappings that are known to hold them; what is mapped no more needs none.
-fn run_where_mapped(books: &mut Patcher, hands: &Hands<'_>, steps: &[Step]) {
+pub(super) fn run_where_mapped(books: &mut Patcher, hands: &Hands<'_>, steps: &[Step]) {
     let addr = steps.iter().find_map(|step| match step {
         Step::Word { addr, .. } | Step::Bytes { addr, .. } => Some(*addr),
         Step::Trampoline { .. } | Step::Barrier => None,
@@ -151,22 +208,4 @@ fn run_where_mapped(books: &mut Patcher, hands: &Hands<'_>, steps: &[Step]) {
         // A failure means that the guest has changed its mappings by itself.
         let _ = hands.run(steps, &code, &mut books.barriers);
     }
-}
-
-/// Something is mapped over trampolines: all patches go, new ones will be made elsewhere.
-fn drop_blocks(space: &SpaceInner, books: &mut Patcher) {
-    let removals = books.patches.remove_all(WriteMode::Atomic);
-    write_back(space, books, &removals, &[]);
-    if !space.process.all_outside_trampolines() {
-        std::thread::sleep(GRACE);
-    }
-    if let Ok(thread) = space.process.take_thread() {
-        let hands = Hands::new(&space.platform, &thread);
-        for (at, len) in books.blocks.iter() {
-            let _ = hands.execute(libc::SYS_munmap, [at, len, 0, 0, 0, 0]);
-        }
-        thread.park();
-    }
-    books.blocks = super::Blocks::default();
-    books.patches = PatchMap::new(Limits::default());
 }

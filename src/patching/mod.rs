@@ -7,6 +7,7 @@
 //! A guest's stub thread never runs while its own context patches, but its siblings may: then a patch is one atomic
 //! store, or `int3` first with core-serialising barriers; see `usertrap::WriteMode`.
 
+mod announced;
 mod batch;
 mod code_map;
 mod eager;
@@ -14,6 +15,8 @@ mod files;
 mod hands;
 mod invalidate;
 mod locate;
+mod retired;
+mod starved;
 mod trampolines;
 
 use std::collections::HashMap;
@@ -25,17 +28,23 @@ use usertrap::{
     WINDOW_AFTER, WINDOW_BEFORE,
 };
 
+use announced::Announced;
+pub(crate) use announced::ContextKey;
 use batch::{Batch, Company};
 pub(crate) use code_map::{Code, CodeMap, FileId};
 pub(crate) use eager::patch_mapped;
 pub(crate) use files::Files;
 pub(crate) use hands::Hands;
-pub(crate) use invalidate::{Change, after_change, before_change, drop_all};
+pub(crate) use invalidate::{
+    Change, after_change, before_change, change_later, drop_all, forget_changes, not_changed,
+};
 pub(crate) use locate::{Found, locate, resume_at};
+use retired::Rounds;
+use starved::Starved;
 use trampolines::Blocks;
 
 use crate::address_space::SpaceInner;
-use crate::{GuestAddr, Patching};
+use crate::{GuestAddr, Options, Patching};
 
 /// How many results of planning a platform remembers, for all address spaces.
 const PLANS: usize = 64 * 1024;
@@ -64,6 +73,10 @@ pub(crate) struct Patcher {
     barriers: bool,
     /// Sites that a call came from, by the address behind them.
     executed: HashMap<u64, Executed>,
+    limits: Limits,
+    rounds: Rounds,
+    starved: Starved,
+    announced: Announced,
 }
 
 /// What came from a site.
@@ -76,14 +89,19 @@ struct Executed {
 }
 
 impl Patcher {
-    pub(crate) fn new(mode: Patching) -> Self {
+    pub(crate) fn new(options: &Options) -> Self {
+        let limits = Limits { max_trampoline_bytes: options.trampoline_bytes_limit(), ..Limits::default() };
         Self {
-            mode,
+            mode: options.patching_mode(),
             code: CodeMap::default(),
-            patches: PatchMap::new(Limits::default()),
+            patches: PatchMap::new(limits),
             blocks: Blocks::default(),
             barriers: false,
             executed: HashMap::new(),
+            limits,
+            rounds: Rounds::default(),
+            starved: Starved::default(),
+            announced: Announced::default(),
         }
     }
 
@@ -152,17 +170,33 @@ pub(crate) fn patch_trapped_site(space: &SpaceInner, hands: &Hands<'_>, site: Gu
         return Outcome::NotYet;
     }
     let Some(code) = books.code.around(site) else { return Outcome::Refused };
+    if books.rounds.are_closed() {
+        return Outcome::Refused;
+    }
+    retired::advance(space, books, hands, false);
+    if books.starved.sits_out(at.get(), books.rounds.freed()) {
+        retired::advance(space, books, hands, true);
+        return Outcome::Refused;
+    }
     if patch_known_sites(space, hands, books, code) && books.patches.find(at).is_some() {
         return Outcome::Patched;
     }
     let attempt = Attempt { space, hands, code, site: at };
     match attempt.patch(books) {
-        Ok(()) => Outcome::Patched,
+        Ok(()) => {
+            books.starved.forget(at.get());
+            Outcome::Patched
+        }
         Err(Failure::Planned(refusal)) => {
             books.patches.refuse(at, refusal);
             Outcome::Refused
         }
         Err(Failure::NotNow) => Outcome::Refused,
+        Err(Failure::NoRoom) => {
+            books.starved.note(at.get(), books.rounds.freed());
+            retired::advance(space, books, hands, true);
+            Outcome::Refused
+        }
     }
 }
 
@@ -189,8 +223,10 @@ fn company_of_trapped(space: &SpaceInner) -> Company {
 enum Failure {
     /// For good: remembered.
     Planned(Refusal),
-    /// The guest changed its mappings, or other threads run that the patch would have to stop.
+    /// The guest changed its mappings.
     NotNow,
+    /// There is no memory for the trampoline, a bound is reached, or threads run that would have to stand.
+    NoRoom,
 }
 
 impl From<Refusal> for Failure {
@@ -215,6 +251,16 @@ enum Refused {
     /// Another plan may do.
     OtherPlan,
     NotNow,
+    NoRoom,
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NoRoom => Self::NoRoom,
+            Refused::OtherPlan | Refused::NotNow => Self::NotNow,
+        }
+    }
 }
 
 struct Attempt<'a> {
@@ -226,8 +272,8 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     fn patch(&self, books: &mut Patcher) -> Result<(), Failure> {
-        if books.patches.has_retired_near(self.site) && self.space.process.all_outside_trampolines() {
-            invalidate::reclaim(books, self.hands);
+        if books.patches.has_retired_near(self.site) {
+            retired::advance(self.space, books, self.hands, true);
         }
         let range = self.code.range;
         let first = range.0.max(self.site.get().saturating_sub(WINDOW_BEFORE as u64));
@@ -245,12 +291,12 @@ impl Attempt<'_> {
                 let hints = Hints { site_executed: true, occupied: &occupied, ..Hints::default() };
                 let plan = match usertrap::plan(&window, &hints) {
                     // Once the padding is free again there may be another plan.
-                    Err(_) if books.patches.has_retired_near(self.site) => return Err(Failure::NotNow),
+                    Err(_) if books.patches.has_retired_near(self.site) => return Err(Failure::NoRoom),
                     result => result?,
                 };
-                self.install(books, &plan, &window).map_err(|_| Failure::NotNow)
+                Ok(self.install(books, &plan, &window)?)
             }
-            other => other.map_err(|_| Failure::NotNow),
+            other => Ok(other?),
         }
     }
 
@@ -280,7 +326,7 @@ impl Attempt<'_> {
     fn install(&self, books: &mut Patcher, plan: &Plan, window: &CodeWindow<'_>) -> Result<(), Refused> {
         let syshandler = SyshandlerAddr::new(self.space.platform.syshandler());
         for &mode in company_of_trapped(self.space).modes() {
-            let mut memory = books.blocks.with(self.hands);
+            let mut memory = books.blocks.with(self.hands, &books.announced);
             match books.patches.prepare(plan, window, syshandler, mode, &mut memory) {
                 Ok(installation) => {
                     let run = self.hands.run(&installation.steps, &self.code, &mut books.barriers);
@@ -293,10 +339,12 @@ impl Attempt<'_> {
                 }
                 Err(InstallError::WrongMode) => {}
                 Err(InstallError::BytesChanged | InstallError::Overlaps) => return Err(Refused::OtherPlan),
+                Err(InstallError::Arena(_) | InstallError::TooManySites) => return Err(Refused::NoRoom),
                 Err(_) => return Err(Refused::NotNow),
             }
         }
-        Err(Refused::NotNow)
+        // No way to write it while others run.
+        Err(Refused::NoRoom)
     }
 
     /// A store failed: restore what may have been written.

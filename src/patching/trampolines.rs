@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use systrap_stub::layout::MAX_USER_ADDRESS;
 use usertrap::{Reach, TrampolineAddr, TrampolineMemory};
 
+use super::announced::Announced;
 use super::hands::{Hands, NotDone};
 use crate::Protection;
 
@@ -37,13 +38,8 @@ pub(super) struct Blocks {
 
 impl Blocks {
     /// The memory as usertrap wants it, in the hands of a stub thread.
-    pub(super) fn with<'a>(&'a mut self, hands: &'a Hands<'a>) -> Memory<'a> {
-        Memory { blocks: self, hands }
-    }
-
-    /// All blocks: first address and length in bytes.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.blocks.iter().map(|(at, len)| (*at, *len))
+    pub(super) fn with<'a>(&'a mut self, hands: &'a Hands<'a>, announced: &'a Announced) -> Memory<'a> {
+        Memory { blocks: self, hands, announced }
     }
 
     /// Whether a block has bytes in a range.
@@ -56,6 +52,7 @@ impl Blocks {
 pub(super) struct Memory<'a> {
     blocks: &'a mut Blocks,
     hands: &'a Hands<'a>,
+    announced: &'a Announced,
 }
 
 impl TrampolineMemory for Memory<'_> {
@@ -70,7 +67,7 @@ impl TrampolineMemory for Memory<'_> {
                 // The filter would take a block that reaches the stub for an attack.
                 let fits =
                     at >= LOWEST && at.checked_add(len as u64).is_some_and(|end| end <= MAX_USER_ADDRESS);
-                if !fits || !reach.admits(place, len) {
+                if !fits || !reach.admits(place, len) || self.announced.overlap((at, at + len as u64)) {
                     continue;
                 }
                 let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;

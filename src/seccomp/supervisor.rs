@@ -86,6 +86,10 @@ pub fn syscall_filters(platform: &Systrap) -> BTreeMap<i64, Vec<SeccompRule>> {
 pub fn supervisor_rows(platform: &Systrap) -> Vec<SupervisorRow> {
     let mut table = Table(Vec::new());
     table.hand_off();
+    if platform.inner.options.has_co_location() {
+        let why = "Options::co_location: confines stub threads, leaders and their supervisor's threads, and lets them go";
+        table.add("sched_setaffinity", libc::SYS_sched_setaffinity, [], why);
+    }
     table.address_spaces();
     table.files();
     table.copies();

@@ -11,8 +11,9 @@ use systrap_stub::layout::{self, rodata};
 
 /// Which filter a row belongs to.
 ///
-/// Every thread of a stub process runs under the base filter; stub threads run under the guest filter as
-/// well, and the stricter answer counts. A row of the guest filter therefore is in the base filter too.
+/// Every thread of a stub process runs under the base filter, which has all rows; stub threads run under the guest filter
+/// as well, and the stricter answer counts. No site has rows of both, so that the guest filter need only ask where a call
+/// comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FilterKind {
@@ -267,8 +268,7 @@ impl Table {
     fn stub_thread(&mut self, base: u64) {
         use FilterKind::Guest;
         use SyscallSite::{
-            ExitGroup, FastExecute, FastPass, FastWait, FastWake, ThreadExecute, ThreadExit, ThreadWait,
-            ThreadWake,
+            ExitGroup, FastExecute, FastPass, FastWait, FastWake, ThreadExecute, ThreadWait, ThreadWake,
         };
         let slots = base + layout::SYSMSG;
         let in_slots = [
@@ -303,7 +303,6 @@ impl Table {
             let conditions = [eq32(0, command), eq32(1, 0)];
             self.add(Guest, ThreadExecute, "membarrier", libc::SYS_membarrier, conditions, why);
         }
-        self.add(Guest, ThreadExit, "exit", libc::SYS_exit, [], "ends the caller");
         self.add(Guest, ExitGroup, "exit_group", libc::SYS_exit_group, [], "ends the stub process");
     }
 

@@ -193,7 +193,7 @@ impl Guest {
             .map_err(|message| RunError::Hook { message })?;
 
         let started_at = Instant::now();
-        let platform = Systrap::new(self.options)?;
+        let platform = Systrap::new(self.options.co_location(true))?;
         program.set_owner(Credentials::of_supervisor().owner(false));
         let vdso = if self.hides_vdso { None } else { platform.vdso() };
         let started =

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use systrap_stub::request::{Answer, Request, SEQ_BITS};
 
+use super::placement::{confine, confined};
 use super::{ANSWER_DEADLINE, Subprocess};
 use crate::shared::RequestPages;
 use crate::{Error, StubExit, sys};
@@ -37,14 +38,16 @@ pub(crate) struct HostCall {
 #[derive(Debug, Default)]
 pub(crate) struct LeaderSeat {
     seq: u32,
+    /// The CPU that the leader is confined to.
+    cpu: Option<u32>,
     /// The request that the process was born with (see [`Subprocess::request_at_birth`]) was not looked after yet.
     at_birth: bool,
 }
 
 impl LeaderSeat {
-    /// That of a process whose request page holds a request before it is born.
-    pub(super) fn with_request_at_birth() -> Self {
-        Self { seq: AT_BIRTH, at_birth: true }
+    /// Of a process whose parent's leader was confined to this CPU, and which is born with a request.
+    pub(super) fn with_request_at_birth(cpu: Option<u32>) -> Self {
+        Self { seq: AT_BIRTH, cpu, at_birth: true }
     }
 }
 
@@ -54,29 +57,43 @@ const AT_BIRTH: u32 = 1;
 impl Subprocess {
     /// Lets the leader make one host call and returns its result.
     pub(crate) fn host_call(&self, call: &HostCall) -> Result<i64, Error> {
-        let answer = {
+        self.host_call_somewhere(call).map(|(result, _)| result)
+    }
+
+    /// The same, for a call that makes a thread or a process: with the CPU that the leader, and so what it made, is
+    /// confined to.
+    pub(super) fn host_call_somewhere(&self, call: &HostCall) -> Result<(i64, Option<u32>), Error> {
+        let (answer, cpu) = {
             let mut seat = self.sit()?;
-            self.request(&mut seat, std::slice::from_ref(call))?
+            (self.request(&mut seat, std::slice::from_ref(call))?, seat.cpu)
         };
-        if answer.left == 0 { Ok(answer.result) } else { Err(Error::stub(call.what, -answer.result as i32)) }
+        if answer.left == 0 {
+            Ok((answer.result, cpu))
+        } else {
+            Err(Error::stub(call.what, -answer.result as i32))
+        }
     }
 
     /// Takes the seat; the leader has nothing to do then.
     pub(super) fn sit(&self) -> Result<MutexGuard<'_, LeaderSeat>, Error> {
         let mut seat = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
         if seat.at_birth {
-            let answer = self.wait_for_answer(AT_BIRTH)?;
+            let looks = if seat.cpu.is_some() { 0 } else { LOOKS_BEFORE_SLEEP };
+            let answer = self.wait_for_answer(AT_BIRTH, looks)?;
             seat.at_birth = false;
-            self.first_thread_is_made(i32::try_from(answer.result).ok().filter(|_| answer.left == 0));
+            let tid = i32::try_from(answer.result).ok().filter(|_| answer.left == 0);
+            self.first_thread_is_made(tid, seat.cpu);
         }
         Ok(seat)
     }
 
     /// Puts a request into the page of a process that does not exist yet: its leader finds it at its first look, and
-    /// nobody has to wake it.
+    /// nobody has to wake it. `stays_awake`: it looks for the next one for a moment, unless it shares its CPU with the
+    /// caller.
     pub(super) fn request_at_birth(requests: &RequestPages, page: u32, call: &HostCall, stays_awake: bool) {
         let page = requests.page(page);
-        page.spin.store(if stays_awake { LEADER_SPIN } else { 0 }, Ordering::Relaxed);
+        let spin = if stays_awake && confined().is_none() { LEADER_SPIN } else { 0 };
+        page.spin.store(spin, Ordering::Relaxed);
         write_request(page, std::slice::from_ref(call));
         page.seq.store(AT_BIRTH, Ordering::SeqCst);
     }
@@ -89,16 +106,20 @@ impl Subprocess {
     fn request(&self, seat: &mut LeaderSeat, calls: &[HostCall]) -> Result<Answer, Error> {
         let page = self.requests.page(self.request_page);
         write_request(page, calls);
+        // A supervisor that is confined to a CPU waits there, and leaves it to the leader.
+        let together = confined().is_some_and(|(cpu, _)| {
+            seat.cpu == Some(cpu) || confine(self.pid(), cpu).inspect(|()| seat.cpu = Some(cpu)).is_some()
+        });
         seat.seq = next_seq(seat.seq);
         page.seq.store(seat.seq, Ordering::SeqCst);
         sys::futex_wake_shared(&page.seq);
-        self.wait_for_answer(seat.seq)
+        self.wait_for_answer(seat.seq, if together { 0 } else { LOOKS_BEFORE_SLEEP })
     }
 
     /// A new process says hello once its shared areas are in place: sequence number 0, result 1. What it answers to the
     /// request that it was born with says as much.
     pub(super) fn wait_for_hello(&self) -> Result<(), Error> {
-        let answer = self.wait_for_answer_of(|seq| seq == 0 || seq == AT_BIRTH)?;
+        let answer = self.wait_for_answer_of(|seq| seq == 0 || seq == AT_BIRTH, LOOKS_BEFORE_SLEEP)?;
         if answer.seq == AT_BIRTH || answer.result == 1 && answer.left == 0 {
             return Ok(());
         }
@@ -106,15 +127,19 @@ impl Subprocess {
         Err(Error::StubDied { how: StubExit::Unknown })
     }
 
-    fn wait_for_answer(&self, seq: u32) -> Result<Answer, Error> {
-        self.wait_for_answer_of(|answered| answered == seq & ((1 << SEQ_BITS) - 1))
+    fn wait_for_answer(&self, seq: u32, looks_before_sleep: u32) -> Result<Answer, Error> {
+        self.wait_for_answer_of(|answered| answered == seq & ((1 << SEQ_BITS) - 1), looks_before_sleep)
     }
 
-    fn wait_for_answer_of(&self, expected: impl Fn(u32) -> bool) -> Result<Answer, Error> {
+    fn wait_for_answer_of(
+        &self,
+        expected: impl Fn(u32) -> bool,
+        looks_before_sleep: u32,
+    ) -> Result<Answer, Error> {
         let hint = &self.slots.leader().hint;
         let started = Instant::now();
         let leader_is_awake = self.requests.page(self.request_page).spin.load(Ordering::Relaxed) != 0;
-        let most_looks = if leader_is_awake { LOOKS_WHILE_AWAKE } else { LOOKS_BEFORE_SLEEP };
+        let most_looks = if leader_is_awake { LOOKS_WHILE_AWAKE } else { looks_before_sleep };
         let mut looks = 0_u32;
         let mut sleeps = 0_u32;
         loop {

@@ -3,21 +3,28 @@
 mod head_start;
 mod image;
 mod leader;
+mod placement;
 mod reaper;
+mod seat;
 mod spin;
 mod template;
 mod threads;
+mod turns;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::{Duration, Instant};
 
 pub(crate) use image::build as build_image;
 pub(crate) use leader::HostCall;
+pub(crate) use placement::{Cpus, adopt, confine, confined, roam};
 pub(crate) use reaper::{Prepared, Reaper};
+pub(crate) use seat::STAY;
 pub(crate) use template::{Plan, Reservation};
 pub(crate) use threads::StubThread;
+pub(crate) use turns::Leavers;
+use turns::Turns;
 
 use crate::shared::{RequestPages, Slots};
 use crate::sys::{self, ChildState};
@@ -34,8 +41,8 @@ pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(crate) struct Attention {
     word: AtomicU32,
-    /// The context's guest runs. Written by the context's own thread only.
-    may_be_in_trampoline: AtomicBool,
+    /// Written by the context's own thread only.
+    turns: Turns,
     /// The stub thread's id; 0 before there is one.
     thread: AtomicI32,
 }
@@ -45,6 +52,8 @@ impl Attention {
     pub(crate) const INTERRUPT: u32 = 1;
     /// The stub process that the context is attached to is dead.
     pub(crate) const DEATH: u32 = 2;
+    /// The guest is to leave the trampoline it may be in, and to go on.
+    pub(crate) const STEP_ASIDE: u32 = 4;
 
     pub(crate) fn word(&self) -> &AtomicU32 {
         &self.word
@@ -69,8 +78,8 @@ impl Attention {
         self.thread.store(tid, Ordering::Relaxed);
     }
 
-    pub(crate) fn set_may_be_in_trampoline(&self, may_be: bool) {
-        self.may_be_in_trampoline.store(may_be, Ordering::Release);
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     /// Clears a bit and says whether it was set.
@@ -200,8 +209,8 @@ impl Subprocess {
         let args = [CLONE_PROCESS_FLAGS, 0, memfd, offset, supervisor as u64, request_fd];
         let call = HostCall { what: "clone", nr: libc::SYS_clone, args };
         let birth = reaper.birth();
-        let pid = match self.host_call(&call) {
-            Ok(pid) => i32::try_from(pid).unwrap_or(-1),
+        let (pid, cpu) = match self.host_call_somewhere(&call) {
+            Ok((pid, cpu)) => (i32::try_from(pid).unwrap_or(-1), cpu),
             // The leader itself says that there is no child.
             Err(error @ Error::Stub { .. }) => {
                 self.requests.give_back(page);
@@ -230,7 +239,7 @@ impl Subprocess {
                 return Err(error);
             }
         };
-        let inner = (LeaderSeat::with_request_at_birth(), ThreadPool::with_first_thread());
+        let inner = (LeaderSeat::with_request_at_birth(cpu), ThreadPool::with_first_thread());
         let child = Self::adopt(pid, pidfd, self.base, &self.requests, page, slots, inner);
         reaper.watch(&child)?;
         drop(birth);
@@ -299,12 +308,9 @@ impl Subprocess {
         self.lock_attached().len()
     }
 
-    /// Whether every attached context has stopped outside of all trampolines. One that starts to run meanwhile enters
-    /// only those that a patched site still leads to.
-    pub(crate) fn all_outside_trampolines(&self) -> bool {
-        let attached = self.lock_attached();
-        let mut attached = attached.iter().filter_map(Weak::upgrade);
-        attached.all(|attention| !attention.may_be_in_trampoline.load(Ordering::Acquire))
+    /// The contexts that run at this moment.
+    pub(crate) fn running(&self) -> Leavers {
+        Leavers::of(&self.lock_attached())
     }
 
     fn lock_attached(&self) -> MutexGuard<'_, Vec<Weak<Attention>>> {

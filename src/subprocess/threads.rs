@@ -11,6 +11,7 @@ use systrap_stub::sysmsg::Sysmsg;
 use systrap_stub::wire;
 
 use super::head_start::HeadStart;
+use super::seat::Seat;
 use super::spin::Spinning;
 use super::{ANSWER_DEADLINE, HostCall, Subprocess};
 use crate::shared::{SLOT_STEP, Slots};
@@ -26,15 +27,24 @@ const STUB_SLEEP_NS: u64 = 500_000_000;
 #[derive(Debug)]
 pub(crate) struct ThreadPool {
     /// Threads that wait for a RESUME_FULL: slot and thread id.
-    parked: Vec<(u32, i32)>,
+    parked: Vec<Parked>,
     /// The thread that a process is born with, when nobody has taken it.
-    first: Option<(u32, i32)>,
+    first: Option<Parked>,
     /// Slots for which no thread could be made.
     vacant: Vec<u32>,
     /// Slots that never had a thread begin here.
     untouched: u32,
     /// Slots that exist in the memfd.
     usable: u32,
+}
+
+/// A thread that nobody has.
+#[derive(Debug)]
+struct Parked {
+    slot: u32,
+    tid: i32,
+    /// Where it is confined to.
+    cpu: Option<u32>,
 }
 
 impl ThreadPool {
@@ -55,16 +65,21 @@ pub(crate) struct StubThread {
     slot: u32,
     tid: i32,
     spinning: Spinning,
+    seat: Seat,
 }
 
 impl StubThread {
-    fn new(process: &Arc<Subprocess>, slot: u32, tid: i32) -> Self {
+    fn new(process: &Arc<Subprocess>, slot: u32, tid: i32, cpu: Option<u32>) -> Self {
         let spinning = Spinning::new(HeadStart::measured());
-        Self { process: Arc::clone(process), slot, tid, spinning }
+        Self { process: Arc::clone(process), slot, tid, spinning, seat: Seat::new(cpu) }
     }
 
     pub(crate) fn spinning(&self) -> &Spinning {
         &self.spinning
+    }
+
+    pub(crate) fn seat(&self) -> &Seat {
+        &self.seat
     }
 
     pub(crate) fn process(&self) -> &Arc<Subprocess> {
@@ -101,7 +116,7 @@ impl StubThread {
     /// Gives the thread back. It must be waiting for a reply.
     pub(crate) fn park(self) {
         let mut pool = self.process.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.parked.push((self.slot, self.tid));
+        pool.parked.push(Parked { slot: self.slot, tid: self.tid, cpu: self.seat.cpu() });
     }
 }
 
@@ -114,16 +129,16 @@ impl Subprocess {
             // The first thread is known when the leader has the time to make another.
             let _seat = self.sit()?;
             let mut pool = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((slot, tid)) = pool.first.take() {
+            if let Some(first) = pool.first.take() {
                 drop(pool);
-                return self.wait_until_ready(slot, tid);
+                return self.wait_until_ready(&first);
             }
-            if let Some((slot, tid)) = pool.parked.pop() {
+            if let Some(Parked { slot, tid, cpu }) = pool.parked.pop() {
                 // As a new thread's: the budgets begin anew.
                 let sysmsg = self.slots.sysmsg(slot);
                 sysmsg.spin.store(0, Ordering::Relaxed);
                 sysmsg.head_start.store(0, Ordering::Relaxed);
-                return Ok(StubThread::new(self, slot, tid));
+                return Ok(StubThread::new(self, slot, tid, cpu));
             }
             if let Some(slot) = pool.vacant.pop() { slot } else { self.new_slot(&mut pool)? }
         };
@@ -152,8 +167,8 @@ impl Subprocess {
     /// Makes a stub thread in a slot that never had one.
     fn start_thread(self: &Arc<Self>, slot: u32) -> Result<StubThread, Error> {
         let call = Self::prepare_thread(self.slots.sysmsg(slot), self.base, slot);
-        let tid = self.host_call(&call)?;
-        self.wait_until_ready(slot, i32::try_from(tid).unwrap_or(-1))
+        let (tid, cpu) = self.host_call_somewhere(&call)?;
+        self.wait_until_ready(&Parked { slot, tid: i32::try_from(tid).unwrap_or(-1), cpu })
     }
 
     /// Prepares the call by which the leader of a process that does not exist yet makes its first thread.
@@ -162,10 +177,10 @@ impl Subprocess {
     }
 
     /// The leader has made the thread that it was born to make, or could not.
-    pub(super) fn first_thread_is_made(&self, tid: Option<i32>) {
+    pub(super) fn first_thread_is_made(&self, tid: Option<i32>, cpu: Option<u32>) {
         let mut pool = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         match tid {
-            Some(tid) => pool.first = Some((FIRST_SLOT, tid)),
+            Some(tid) => pool.first = Some(Parked { slot: FIRST_SLOT, tid, cpu }),
             // Whoever wants it will ask again, and hear why not.
             None => pool.vacant.push(FIRST_SLOT),
         }
@@ -182,9 +197,9 @@ impl Subprocess {
         HostCall { what: "clone of a stub thread", nr: libc::SYS_clone, args }
     }
 
-    fn wait_until_ready(self: &Arc<Self>, slot: u32, tid: i32) -> Result<StubThread, Error> {
-        let sysmsg = self.slots.sysmsg(slot);
-        let thread = StubThread::new(self, slot, tid);
+    fn wait_until_ready(self: &Arc<Self>, new: &Parked) -> Result<StubThread, Error> {
+        let sysmsg = self.slots.sysmsg(new.slot);
+        let thread = StubThread::new(self, new.slot, new.tid, new.cpu);
         // READY is a hint like everything in the slot: whoever forges it harms its own address space only.
         let deadline = Instant::now() + ANSWER_DEADLINE;
         loop {

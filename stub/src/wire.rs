@@ -12,7 +12,6 @@
 //!           VSYSCALL FAULT INTERRUPTED
 //!                                    ▲        │ SPILL EXECUTE COPY_* STORE_WORD  (work)
 //!                                    └────────┘ answered by SPILLED / DONE
-//!                                               EXIT: the stub thread ends
 //! ```
 
 /// Reply: run the guest; after a call `args[0]` is its result.
@@ -56,8 +55,6 @@ pub const EXECUTE_RESUME: u32 = REPLY | 4;
 pub const COPY_FROM_GUEST: u32 = REPLY | 5;
 /// Reply: copy `args[1]` bytes of the payload to guest address `args[0]`; else as [`COPY_FROM_GUEST`].
 pub const COPY_TO_GUEST: u32 = REPLY | 6;
-/// Reply: end this stub thread.
-pub const EXIT: u32 = REPLY | 7;
 /// Reply: go to sleep at once; the event stands.
 pub const SLEEP: u32 = REPLY | 8;
 /// Reply: if the aligned 64-bit word at guest address `args[0]` is `args[1]`, make it `args[2]`, atomically; then [`DONE`]

@@ -3,8 +3,11 @@
 
 use systrap::{
     AddressSpace, Context, Entry, Event, GuestAddr, Options, PAGE_SIZE, Patching, Protection, Registers,
-    Signal, Systrap,
+    Systrap,
 };
+
+#[path = "vectors.rs"]
+pub mod vectors;
 
 pub fn platform(patching: Patching) -> Systrap {
     Systrap::new(Options::new().patching(patching)).expect("a platform")
@@ -81,15 +84,43 @@ pub struct Seen {
     pub ip: u64,
 }
 
+/// A synchronous signal, as far as a tracer sees it, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    pub signo: i32,
+    pub code: i32,
+    pub addr: u64,
+    pub ip: u64,
+}
+
 /// What a run did, and the state at its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
     pub calls: Vec<Seen>,
     /// The signal that ended it, if it was not cut off.
-    pub signal: Option<Signal>,
+    pub signal: Option<Ended>,
+    /// Trap number and error code of that; a tracer does not see them.
+    pub cause: Option<(u64, u64)>,
     pub registers: Registers,
-    /// x87 and SSE registers and their controls.
-    pub legacy: Vec<u8>,
+    /// x87, SSE, AVX and AVX-512 registers and their controls.
+    pub vectors: Vec<u8>,
+}
+
+impl Run {
+    /// As a tracer would have seen it.
+    pub fn traced(&self) -> Self {
+        Self { cause: None, ..self.clone() }
+    }
+
+    /// Insists that two runs did the same and ended alike.
+    #[track_caller]
+    pub fn assert_same(&self, other: &Self, what: impl Fn() -> String) {
+        assert_eq!(self.calls, other.calls, "{}", what());
+        assert_eq!((self.signal, self.cause), (other.signal, other.cause), "{}", what());
+        assert_eq!(self.registers, other.registers, "{}", what());
+        let differs = first_difference(&self.vectors, &other.vectors);
+        assert_eq!(differs, None, "vector state at this offset, {}", what());
+    }
 }
 
 /// How the calls of a run arrived.
@@ -109,8 +140,6 @@ pub fn run(
     ways: &mut Ways,
     mut restart: impl FnMut(&Seen) -> bool,
 ) -> Run {
-    // The xsave legacy area without the bytes that the kernel reserves for software.
-    const LEGACY: usize = 464;
     let mut calls = Vec::new();
     let mut again: Option<Seen> = None;
     let signal = loop {
@@ -138,15 +167,19 @@ pub fn run(
                 calls.push(seen);
                 context.set_return(answer(call.nr, &call.args));
             }
-            Event::Signal(mut signal) => {
-                // The CPU keeps that of an earlier fault.
-                signal.cr2 = 0;
-                break Some(signal);
-            }
+            Event::Signal(signal) => break Some(signal),
             other => panic!("nothing raises {other:?}"),
         }
     };
     context.pull_full_state().expect("the state");
-    let legacy = context.xstate()[..LEGACY].to_vec();
-    Run { calls, signal, registers: *context.registers(), legacy }
+    let image = context.xstate();
+    let vectors = vectors::contents(image, &vectors::components(image.len()));
+    let cause = signal.map(|signal| (signal.trapno, signal.error_code));
+    let signal = signal.map(|signal| Ended {
+        signo: signal.signo,
+        code: signal.code,
+        addr: signal.addr.raw(),
+        ip: signal.ip.raw(),
+    });
+    Run { calls, signal, cause, registers: *context.registers(), vectors }
 }

@@ -175,7 +175,8 @@ pub use arena::{ArenaError, TrampolineMemory};
 pub use cache::{FileSite, PlanCache};
 pub use decode::{CopyKind, Padding, Pinned};
 pub use patch_map::{
-    ForkError, InstallError, Installation, Invalidated, Limits, Loss, PatchMap, Removal, RipMeaning,
+    ForkError, InstallError, Installation, Invalidated, Limits, Loss, PatchMap, Removal, Retirement,
+    RipMeaning,
 };
 pub use plan::{Blocker, JUMP_LEN, Plan, Refusal, Relocated, Tier};
 pub use planner::{plan, prove_site_of};

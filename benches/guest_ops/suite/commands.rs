@@ -6,16 +6,27 @@ use std::sync::{Mutex, PoisonError};
 
 use super::child;
 use super::figures::Sample;
-use super::{Effort, Mode};
+use super::{Effort, Mode, Programs};
 
 /// What each command printed natively: anything else under systrap is a failure, however fast.
 static EXPECTED: Mutex<Vec<(&[&str], String)>> = Mutex::new(Vec::new());
 
-/// One run, from start to end.
-pub fn measure(argv: &'static [&'static str], mode: Mode, effort: &Effort) -> Result<Sample, String> {
+/// A command with its own words, made into a program and its arguments.
+fn words(argv: &[&str], programs: &Programs, effort: &Effort) -> Result<(PathBuf, Vec<String>), String> {
     let (name, args) = argv.split_first().ok_or("no command")?;
-    let program = locate(name)?;
-    let expected = expected(argv, &program, effort)?;
+    let args = args.iter().map(|word| programs.word(word, effort)).collect::<Result<_, _>>()?;
+    Ok((locate(name)?, args))
+}
+
+/// One run, from start to end.
+pub fn measure(
+    argv: &'static [&'static str],
+    mode: Mode,
+    programs: &Programs,
+    effort: &Effort,
+) -> Result<Sample, String> {
+    let (program, args) = words(argv, programs, effort)?;
+    let expected = expected(argv, &program, &args, effort)?;
     let run = child::run(mode.command(&program).args(args), effort.patience)?;
     if !run.status.success() {
         return Err(run.complaint());
@@ -26,14 +37,38 @@ pub fn measure(argv: &'static [&'static str], mode: Mode, effort: &Effort) -> Re
     Ok(Sample { value: run.wall.as_nanos() as f64, cpu_ns: Some(run.cpu.as_nanos() as f64) })
 }
 
+/// One run of a command that says how long a request took.
+pub fn ask(
+    argv: &'static [&'static str],
+    mode: Mode,
+    programs: &Programs,
+    effort: &Effort,
+) -> Result<Sample, String> {
+    let (program, args) = words(argv, programs, effort)?;
+    let run = child::run(mode.command(&program).args(args), effort.patience)?;
+    if !run.status.success() {
+        return Err(run.complaint());
+    }
+    match run.stdout.trim().parse::<f64>() {
+        Ok(value) if value.is_finite() && value > 0.0 => {
+            Ok(Sample { value, cpu_ns: Some(run.cpu.as_nanos() as f64) })
+        }
+        _ => Err(format!("no time in {:?}", run.stdout)),
+    }
+}
+
 /// The native output, from a run that also warms the page cache and is not counted.
-fn expected(argv: &'static [&'static str], program: &Path, effort: &Effort) -> Result<String, String> {
+fn expected(
+    argv: &'static [&'static str],
+    program: &Path,
+    args: &[String],
+    effort: &Effort,
+) -> Result<String, String> {
     let mut known = EXPECTED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, output)) = known.iter().find(|(known, _)| *known == argv) {
         return Ok(output.clone());
     }
-    let mut command = Mode::Native.command(program);
-    let run = child::run(command.args(argv.iter().skip(1)), effort.patience)?;
+    let run = child::run(Mode::Native.command(program).args(args), effort.patience)?;
     if !run.status.success() {
         return Err(format!("natively {}", run.complaint()));
     }

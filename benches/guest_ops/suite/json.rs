@@ -26,7 +26,7 @@ impl Report {
 
 fn row(line: &Line) -> Value {
     let unit = match line.row.measured {
-        Measured::Operation | Measured::Command(_) => "ns",
+        Measured::Operation | Measured::Command(_) | Measured::Reported(_) => "ns",
         Measured::IdleMemory => "bytes",
         Measured::IdleCpu => "per cent of a CPU",
     };

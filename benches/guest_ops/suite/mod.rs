@@ -93,6 +93,8 @@ pub struct Effort {
     pub batches: u32,
     /// How long a batch takes, about.
     pub batch: Duration,
+    /// How many requests a server is sent.
+    pub requests: u32,
     /// How long the idle guest is watched.
     pub watch: Duration,
     /// When a run is given up.
@@ -108,6 +110,7 @@ impl Effort {
         idle_rounds: 3,
         batches: 25,
         batch: Duration::from_millis(2),
+        requests: 10_000,
         watch: Duration::from_secs(2),
         patience: Duration::from_secs(60),
         statistic: Statistic::Median,
@@ -121,6 +124,7 @@ impl Effort {
         idle_rounds: 1,
         batches: 3,
         batch: Duration::from_micros(100),
+        requests: 200,
         watch: Duration::from_millis(200),
         ..Self::FULL
     };
@@ -154,7 +158,7 @@ pub fn run(effort: &Effort, filters: &[String]) -> Result<Report, String> {
 pub fn measure(row: &'static Row, programs: &Programs, effort: &Effort) -> Line {
     let rounds = match row.measured {
         Measured::IdleMemory | Measured::IdleCpu => effort.idle_rounds,
-        Measured::Operation | Measured::Command(_) => effort.rounds,
+        Measured::Operation | Measured::Command(_) | Measured::Reported(_) => effort.rounds,
     };
     let load = Load::now();
     let mut series = MODES.map(|_| Series::default());
@@ -164,7 +168,8 @@ pub fn measure(row: &'static Row, programs: &Programs, effort: &Effort) -> Line 
             let (Some(&mode), Some(series)) = (MODES.get(index), series.get_mut(index)) else { continue };
             series.take(|| match row.measured {
                 Measured::Operation => operations::measure(row.name, mode, programs, effort),
-                Measured::Command(argv) => commands::measure(argv, mode, effort),
+                Measured::Command(argv) => commands::measure(argv, mode, programs, effort),
+                Measured::Reported(argv) => commands::ask(argv, mode, programs, effort),
                 Measured::IdleMemory => idle::memory(mode, programs, effort),
                 Measured::IdleCpu => idle::cpu(mode, programs, effort),
             });

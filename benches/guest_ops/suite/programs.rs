@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::Effort;
+
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/programs/ops");
 /// Long enough for every read of it.
 const DATA_BYTES: usize = 1 << 16;
@@ -18,7 +20,7 @@ pub struct Programs {
     pub idle: PathBuf,
     /// A file.
     pub data: PathBuf,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Programs {
@@ -26,14 +28,29 @@ impl Programs {
     pub fn build() -> Result<Self, String> {
         let directory = tempfile::tempdir().map_err(|error| format!("a temporary directory: {error}"))?;
         let at = |name: &str| directory.path().join(name);
-        let families = ["ops.c", "calls.c", "memory.c", "signals.c", "threads.c", "processes.c"];
+        let families = ["ops.c", "calls.c", "memory.c", "signals.c", "threads.c", "processes.c", "network.c"];
         compile(&families, &["-pthread"], &at("ops"))?;
         compile(&["nothing.c"], &["-static"], &at("nothing"))?;
         compile(&["idle.c"], &["-static"], &at("idle"))?;
         let data = at("data");
         std::fs::write(&data, vec![b'.'; DATA_BYTES])
             .map_err(|error| format!("{}: {error}", data.display()))?;
-        Ok(Self { ops: at("ops"), nothing: at("nothing"), idle: at("idle"), data, _directory: directory })
+        Ok(Self { ops: at("ops"), nothing: at("nothing"), idle: at("idle"), data, directory })
+    }
+
+    /// A word of a command: `@NAME` is replaced by a file of that name, which is made if it has to be.
+    pub fn word(&self, word: &str, effort: &Effort) -> Result<String, String> {
+        let Some(name) = word.strip_prefix('@') else { return Ok(word.to_owned()) };
+        let own = self.directory.path().join(name);
+        match name {
+            "requests" => return Ok(effort.requests.to_string()),
+            "classes" => compile_java(&own)?,
+            "lines.c" => std::fs::write(&own, lines(2_000)).map_err(|error| format!("{name}: {error}"))?,
+            // Results of the commands.
+            "lines.o" => (),
+            _ => return Ok(Path::new(SOURCES).join(name).display().to_string()),
+        }
+        Ok(own.display().to_string())
     }
 
     /// The operations that the program knows.
@@ -42,6 +59,42 @@ impl Programs {
             Command::new(&self.ops).arg("--list").output().map_err(|error| format!("ops: {error}"))?;
         Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
     }
+}
+
+/// Compiles `Hello` into a directory, once.
+fn compile_java(classes: &Path) -> Result<(), String> {
+    if classes.exists() {
+        return Ok(());
+    }
+    let mut command = Command::new("javac");
+    command.arg("-d").arg(classes).arg(Path::new(SOURCES).join("Hello.java"));
+    let output = command.output().map_err(|error| format!("javac is not installed: {error}"))?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(()) } else { Err(format!("javac cannot compile Hello: {complaint}")) }
+}
+
+/// A C program of so many lines, in functions of ten lines that all differ a little.
+fn lines(count: usize) -> String {
+    const PER_FUNCTION: usize = 10;
+    let mut text = String::from("#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n");
+    for i in 0..count.saturating_sub(3) / PER_FUNCTION {
+        text += &format!(
+            "unsigned function{i}(const char *text, unsigned seed) {{\n\
+             \x20   unsigned sum = seed * {}u + {i};\n\
+             \x20   char copy[64];\n\
+             \x20   snprintf(copy, sizeof copy, \"%s {i} %u\", text, seed);\n\
+             \x20   for (size_t at = 0; at < strlen(copy); at++) {{\n\
+             \x20       sum = (sum << {}) ^ (sum >> 7) ^ (unsigned char)copy[at];\n\
+             \x20       if (sum % {} == 0) sum += (unsigned)abs((int)at - {i});\n\
+             \x20   }}\n\
+             \x20   return sum;\n\
+             }}\n",
+            2 * i + 1,
+            i % 5 + 1,
+            i + 3,
+        );
+    }
+    text
 }
 
 fn compile(sources: &[&str], flags: &[&str], target: &Path) -> Result<(), String> {

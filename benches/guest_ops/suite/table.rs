@@ -68,7 +68,7 @@ fn row(line: &Line) -> String {
 }
 
 fn cpu_row(line: &Line) -> Option<String> {
-    if !matches!(line.row.measured, Measured::Command(_)) {
+    if !matches!(line.row.measured, Measured::Command(_) | Measured::Reported(_)) {
         return None;
     }
     let [native, lazy, off] =
@@ -107,7 +107,7 @@ pub fn value(line: &Line, value: f64) -> String {
 
 fn quantity(value: f64, measured: Measured) -> String {
     match measured {
-        Measured::Operation | Measured::Command(_) => duration(value),
+        Measured::Operation | Measured::Command(_) | Measured::Reported(_) => duration(value),
         Measured::IdleMemory => format!("{:.2} MB", value / 1e6),
         Measured::IdleCpu => format!("{value:.3} %"),
     }

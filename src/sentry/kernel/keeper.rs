@@ -22,6 +22,7 @@ impl Keeper {
     pub(crate) fn start(kernel: &Arc<Kernel>, terminal: Arc<File>, device: u32) -> Result<Self, Errno> {
         let (send, receive) = sync_channel(1);
         let kernel = Arc::downgrade(kernel);
+        crate::subprocess::roam();
         let thread = std::thread::Builder::new().name("systrap-session".to_owned()).spawn(move || {
             let started = SessionKeeper::start(terminal.as_fd());
             // An open descriptor would keep the other end from noticing that the guest has closed its last.

@@ -204,6 +204,8 @@ pub(super) fn sched_getaffinity(task: &mut Task, pid: i32, size: usize, mask: Gu
     let target = task_of(task, pid)?;
     let mut bytes = [0; 1024];
     let size = size.min(bytes.len());
+    // The supervisor's own, not that of the moment.
+    crate::subprocess::roam();
     let len = host::sched_getaffinity(0, size, &mut bytes)?.min(size);
     if let Some(affinity) = &target.attributes().affinity {
         for (to, from) in bytes.iter_mut().zip(affinity) {
@@ -218,6 +220,7 @@ pub(super) fn sched_getaffinity(task: &mut Task, pid: i32, size: usize, mask: Gu
 pub(super) fn sched_setaffinity(task: &mut Task, pid: i32, size: usize, mask: GuestAddr) -> SysResult {
     let target = task_of(task, pid)?;
     let mut allowed = [0; 1024];
+    crate::subprocess::roam();
     let len = host::sched_getaffinity(0, allowed.len(), &mut allowed)?;
     let mut wanted = vec![0; len];
     if let Some(given) = wanted.get_mut(..size.min(len)) {

@@ -47,11 +47,17 @@ impl Task {
         let handle = Arc::clone(&self.handle);
         // Everything that the task holds goes before others hear of its end; the parent of a vfork goes on first.
         let Task { mut context, mm, files, fs, vfork_gate, .. } = self;
+        let mut shared = None;
         if Arc::strong_count(&mm) == 1 {
             context.leave_for_good();
+            shared = mm.writes_to_shared_files().then(|| mm.space().clone());
         }
         drop(context);
         drop(mm);
+        if let Some(space) = shared {
+            // The host counts the mappings of a file (F_SEAL_WRITE): they are gone when the stub process is.
+            let _ = space.release();
+        }
         drop(files);
         drop(fs);
         drop(vfork_gate);

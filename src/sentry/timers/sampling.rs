@@ -32,10 +32,15 @@ impl Next {
     }
 }
 
+/// The CPUs that the supervisor may use, not the one that the calling thread may be confined to.
+fn cpus() -> i64 {
+    crate::subprocess::roam();
+    available_parallelism().map_or(1, |cpus| cpus.get() as i64)
+}
+
 /// How long a clock of processor time that is `left` away takes at least.
 pub(crate) fn least_wait_ns(left: i64) -> i64 {
-    let cpus = available_parallelism().map_or(1, |cpus| cpus.get() as i64);
-    Next { left, busy: true }.delay(cpus)
+    Next { left, busy: true }.delay(cpus())
 }
 
 /// What `RLIMIT_CPU` says to a process that has used `used`.
@@ -141,7 +146,7 @@ impl Process {
 impl Kernel {
     /// Looks at the processor time of all processes that have timers on it.
     pub(super) fn sample_cpu_timers(&self) {
-        let cpus = available_parallelism().map_or(1, |cpus| cpus.get() as i64);
+        let cpus = cpus();
         let mut again = Vec::new();
         let mut delay = i64::MAX;
         for process in self.timers.take_sampled() {

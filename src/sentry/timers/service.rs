@@ -177,6 +177,7 @@ impl Timers {
         }
         let host = Arc::new(HostTimers::new()?);
         let (kernel, shared, timers) = (Arc::downgrade(kernel), Arc::clone(&self.shared), Arc::clone(&host));
+        crate::subprocess::roam();
         std::thread::Builder::new()
             .name("systrap-timers".to_owned())
             .spawn(move || serve(&kernel, &shared, &timers))?;

@@ -61,7 +61,7 @@ impl PatchMap {
 
     /// Padding in the range, of patches just removed or retired before: it cannot be restored later.
     fn drop_paddings(&mut self, range: GuestRange, loss: Loss, done: &mut Invalidated) {
-        for placed in self.trampolines.values_mut().filter(|p| p.retired) {
+        for placed in self.trampolines.values_mut().filter(|p| p.retired.is_some()) {
             let Some(change) = placed.padding.take_if(|c| c.range().overlaps(&range)) else { continue };
             let undo = change.inverse();
             match loss {

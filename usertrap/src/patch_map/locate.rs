@@ -71,7 +71,7 @@ impl PatchMap {
     /// Whether a thread with this instruction pointer keeps [`reclaim`](Self::reclaim) from being called.
     pub fn is_retired(&self, rip: GuestAddr) -> bool {
         let padding = self.paddings.get(&rip).and_then(|at| self.trampolines.get(at));
-        padding.into_iter().chain(self.trampoline_around(rip)).any(|p| p.retired)
+        padding.into_iter().chain(self.trampoline_around(rip)).any(|p| p.retired.is_some())
     }
 
     fn trampoline_around(&self, rip: GuestAddr) -> Option<&Placed> {
@@ -90,7 +90,7 @@ impl PatchMap {
     /// what is refused for its sake need not be refused for ever.
     pub fn has_retired_near(&self, site: GuestAddr) -> bool {
         let mut padding = self.paddings.range(spread(GuestRange::of_len(site, 1)));
-        padding.any(|(_, at)| self.trampolines.get(at).is_some_and(|placed| placed.retired))
+        padding.any(|(_, at)| self.trampolines.get(at).is_some_and(|placed| placed.retired.is_some()))
     }
 
     /// Undoes, in a copy of guest memory that begins at `base`, what patches have changed.

@@ -5,7 +5,8 @@
 //!
 //! A patch's life: [`prepare`](PatchMap::prepare) → the caller makes the steps → [`commit`](PatchMap::commit) →
 //! [`remove`](PatchMap::remove) → the caller makes the steps; the trampoline and the padding are now *retired*, for a
-//! thread may still be in them → [`reclaim`](PatchMap::reclaim), once no thread is.
+//! thread may still be in them → [`reclaim`](PatchMap::reclaim), once no thread is, or
+//! [`reclaim_until`](PatchMap::reclaim_until), once none is that may have entered before some moment.
 
 mod invalidate;
 mod locate;
@@ -109,8 +110,13 @@ struct Placed {
     slot: Slot,
     trampoline: Trampoline,
     padding: Option<Change>,
-    retired: bool,
+    /// The number of its retirement.
+    retired: Option<Retirement>,
 }
+
+/// Retirements of one address space are numbered, so that those up to a moment can be told from later ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Retirement(u64);
 
 /// The patches of one address space, and the sites known to be unpatchable.
 #[derive(Clone, Debug)]
@@ -126,6 +132,8 @@ pub struct PatchMap {
     refusals: BoundedMap<GuestAddr, Refusal>,
     arena: Arena,
     serial: u64,
+    last_retirement: Retirement,
+    retired: usize,
 }
 
 impl PatchMap {
@@ -141,6 +149,8 @@ impl PatchMap {
             refusals: BoundedMap::new(limits.max_refusals),
             arena: Arena::new(limits.max_trampoline_bytes),
             serial: 0,
+            last_retirement: Retirement::default(),
+            retired: 0,
         }
     }
 
@@ -189,7 +199,7 @@ impl PatchMap {
             self.breakpoints.insert(head.addr, slot.at);
         }
         self.paddings.extend(padding.as_ref().map(|p| (p.addr, slot.at)));
-        let placed = Placed { slot, trampoline: trampoline.clone(), padding, retired: false };
+        let placed = Placed { slot, trampoline: trampoline.clone(), padding, retired: None };
         self.trampolines.insert(slot.at, placed);
         self.serial += 1;
         self.by_age.insert(self.serial, site);
@@ -261,7 +271,9 @@ impl PatchMap {
         let patched = self.sites.remove(&site)?;
         self.by_age.remove(&patched.serial);
         if let Some(placed) = self.trampolines.get_mut(&patched.trampoline) {
-            placed.retired = true;
+            self.last_retirement.0 += 1;
+            self.retired += 1;
+            placed.retired = Some(self.last_retirement);
         }
         Some(patched)
     }
@@ -269,12 +281,29 @@ impl PatchMap {
     /// Frees everything retired, and says how to restore its padding. To be called when no thread of the address space
     /// has an instruction pointer that [`is_retired`](Self::is_retired); make the steps before anything else runs.
     pub fn reclaim<M: TrampolineMemory>(&mut self, memory: &mut M) -> Vec<Step> {
-        let retired: Vec<_> = self.trampolines.iter().filter(|(_, p)| p.retired).map(|(at, _)| *at).collect();
+        self.reclaim_until(self.last_retirement, memory)
+    }
+
+    /// The same of what was retired up to a moment, when no thread is left that ran at that moment and has not been
+    /// outside since.
+    pub fn reclaim_until<M: TrampolineMemory>(&mut self, until: Retirement, memory: &mut M) -> Vec<Step> {
+        let gone = |placed: &Placed| placed.retired.is_some_and(|number| number <= until);
+        let retired: Vec<_> = self.trampolines.iter().filter(|(_, p)| gone(p)).map(|(at, _)| *at).collect();
         retired
             .into_iter()
             .filter_map(|at| self.release(at, true, memory))
             .map(|c| c.inverse().plain())
             .collect()
+    }
+
+    /// The latest retirement: what is retired from now on comes behind it.
+    pub fn last_retirement(&self) -> Retirement {
+        self.last_retirement
+    }
+
+    /// Trampolines that are retired and not reclaimed.
+    pub fn retired(&self) -> usize {
+        self.retired
     }
 
     /// Forgets a retired trampoline; gives the change of its padding.
@@ -285,6 +314,7 @@ impl PatchMap {
         memory: &mut M,
     ) -> Option<Change> {
         let placed = self.trampolines.remove(&at)?;
+        self.retired -= usize::from(placed.retired.is_some());
         self.paddings.retain(|_, owner| *owner != at);
         self.breakpoints.retain(|_, owner| *owner != at);
         match was_executed {

@@ -107,7 +107,7 @@ pub fn scan(data: &[u8]) -> Result<Scan<'_>, ScanError> {
             None => scan.not_instructions.push(site),
         }
         // Patches are near their sites, and sites ascend.
-        let behind = site.wrapping_offset(-1024);
+        let behind = GuestAddr::new(site.get().saturating_sub(1024));
         occupied.retain(|o| o.end > behind);
     }
     Ok(scan)
