@@ -54,7 +54,9 @@ mod sys;
 
 pub use addr::GuestAddr;
 pub use address_space::{AddressSpace, Advice, Protection, Sharing};
-pub use context::{Context, ContextMemory, Executed, Interrupter, Made, MemoryOnReturn, PassedCalls};
+pub use context::{
+    Context, ContextMemory, Executed, Interrupter, Made, MemoryOnReturn, PassedCalls, SentArguments,
+};
 pub use error::{CopyError, Error, MapError, StubExit, SwitchError};
 pub use event::{AccessType, Arch, Entry, Event, Signal, Syscall};
 pub use options::{Options, Patching};

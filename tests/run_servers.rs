@@ -29,7 +29,7 @@ fn printed(mode: Option<&str>, program: &str, args: &[&str]) -> String {
 }
 
 #[test]
-fn python_serves_curl_in_another_guest_until_it_is_interrupted() {
+fn python_serves_curl_in_another_guest_until_it_is_ended() {
     for (server_mode, client_mode) in SIDES {
         let directory = tempfile::tempdir_in(cli::scratch()).expect("a directory");
         std::fs::write(directory.path().join("page"), cli::text(700_000)).expect("a file");
@@ -48,9 +48,9 @@ fn python_serves_curl_in_another_guest_until_it_is_interrupted() {
         let head = printed(client_mode, "curl", &["-sSI", &format!("{url}none")]);
         assert!(head.starts_with("HTTP/1.0 404"), "{server_mode:?} {client_mode:?}: {head}");
         server.line_with("\"GET /page HTTP/1.1\" 200");
-        server.signal(Signal::SIGINT);
-        server.line_with("Keyboard interrupt received");
-        assert_eq!(server.end(), 0, "{server_mode:?}");
+        // Not SIGINT: who starts these tests in the background has it ignored.
+        server.signal(Signal::SIGTERM);
+        assert_eq!(server.end(), 128 + Signal::SIGTERM as i32, "{server_mode:?}");
     }
 }
 

@@ -2,11 +2,13 @@
 //! the host kernel.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use systrap_stub::sysmsg::{ANSWER, ANSWERS, PASS, Sysmsg};
 
 use super::Context;
+use super::sent::SentArguments;
 use crate::Error;
 
 /// Calls that the stub may make on the host kernel, for [`Context::pass_in_stub`]. None by default.
@@ -48,15 +50,22 @@ const YIELD: u32 = libc::SYS_sched_yield as u32;
 pub(super) struct Answers {
     by_nr: BTreeMap<u32, i64>,
     passed: PassedCalls,
+    pub(super) sent: Arc<SentArguments>,
     /// What the slot's counter showed when it was last looked at.
     seen: u64,
 }
 
 impl Answers {
+    /// Whether a call through a patched site brings something along.
+    pub(super) fn sends(&self, nr: u32) -> bool {
+        // A futex call that is not passed on after all was not meant to bring anything.
+        self.sent.flag(nr) != 0 && !(nr == FUTEX && self.passed.futexes() != 0)
+    }
+
     /// Puts all answers into a slot whose stub thread another context may have had before.
     pub(super) fn enter(&mut self, slot: &Sysmsg) {
-        for flag in &slot.answer_flags {
-            flag.store(0, Ordering::Relaxed);
+        for (flag, nr) in slot.answer_flags.iter().zip(0..) {
+            flag.store(self.sent.flag(nr), Ordering::Relaxed);
         }
         for nr in [FUTEX, YIELD].iter().chain(self.by_nr.keys()) {
             self.publish(slot, *nr);
@@ -81,7 +90,7 @@ impl Answers {
         slot.passed_futexes.store(futexes, Ordering::Relaxed);
         let (kind, result) = match self.by_nr.get(&nr) {
             Some(result) => (ANSWER, *result),
-            None => (if passed { PASS } else { 0 }, 0),
+            None => (if passed { PASS } else { self.sent.flag(nr) }, 0),
         };
         answer.store(result as u64, Ordering::Relaxed);
         flag.store(kind, Ordering::Relaxed);

@@ -7,6 +7,7 @@ mod handoff;
 mod interrupt;
 mod memory;
 mod patched;
+mod sent;
 mod state;
 mod switch;
 
@@ -21,6 +22,7 @@ use execute::{Executing, StubCall};
 pub(crate) use handoff::HandOff;
 pub use interrupt::Interrupter;
 pub use memory::{ContextMemory, Made, MemoryOnReturn};
+pub use sent::SentArguments;
 use state::FullState;
 
 use crate::address_space::SpaceInner;
@@ -52,6 +54,8 @@ pub struct Context {
     executed: Option<Executed>,
     counts: Registered,
     answers: Answers,
+    /// The last event is a call that brought something along, as far as its number and its way say.
+    brought: bool,
     recent_sites: RecentSites,
     hot: bool,
 }
@@ -98,6 +102,7 @@ impl Context {
             executed: None,
             counts,
             answers: Answers::default(),
+            brought: false,
             recent_sites: RecentSites::new(),
             hot: false,
         }

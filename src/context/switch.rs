@@ -23,6 +23,7 @@ impl Context {
     /// [`SwitchError`]; what the guest does is an [`Event`].
     pub fn switch(&mut self, aspace: &AddressSpace) -> Result<Event, SwitchError> {
         self.executed = None;
+        self.brought = false;
         if self.executing != Executing::Nothing && !self.can_execute(aspace) && self.execute_at_once()? {
             return Ok(Event::Interrupted);
         }
@@ -252,6 +253,7 @@ impl Context {
             Entry::Trapped | Entry::Vsyscall => self.counts.local.count_trapped(),
         }
         self.result = -i64::from(libc::ENOSYS);
+        self.brought = entry == Entry::Patched && self.answers.sends(nr);
         Ok(Event::Syscall(Syscall { nr, args: args(), ip, arch, entry }))
     }
 

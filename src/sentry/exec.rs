@@ -9,12 +9,13 @@ use super::loader::{Image, LoadError, Program};
 use super::memory::{Layout, Mm};
 use super::process::ProgramInfo;
 use super::procfs::{Anchor, Found};
+use super::restrictions::Bounds;
 use super::signals::AltStack;
 use super::syscalls::args::Path;
 use super::task::{AfterCall, Task};
 use crate::{Context, Error, GuestAddr, PAGE_SIZE, Systrap, Vdso};
-use std::ffi::CString;
-use std::os::fd::AsFd as _;
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 /// A program in an address space of its own, with a context that stands at its first instruction.
@@ -39,12 +40,17 @@ pub(crate) fn start(
     program: &Program,
     stack_limit: u64,
     vdso: Option<Vdso>,
+    bounds: Bounds,
 ) -> Result<Started, StartError> {
     /// Interrupts enabled and the bit that is always set.
     const INITIAL_FLAGS: u64 = 0x202;
     let bottom = platform.min_user_address().raw();
     let layout = Layout::random(bottom, platform.max_user_address().raw(), stack_limit);
-    let mm = Arc::new(Mm::new(platform.new_address_space()?, layout));
+    let space = platform.new_address_space()?;
+    if let Some(bytes) = bounds.stub_bytes(layout.stack_len) {
+        space.set_memory_limit(Some(bytes))?;
+    }
+    let mm = Arc::new(Mm::new(space, layout));
     let mut context = platform.new_context()?;
     let image = program.load(&mm, &mut context, vdso)?;
     let registers = context.registers_mut();
@@ -125,8 +131,8 @@ impl Task {
         program.set_owner(credentials.owner(secure));
         let stack_limit = self.process.limits().stack();
         let platform = self.kernel().platform.clone();
-        let started =
-            start(&platform, &program, stack_limit, self.kernel().vdso).map_err(|error| match error {
+        let started = start(&platform, &program, stack_limit, self.kernel().vdso, self.kernel().bounds)
+            .map_err(|error| match error {
                 StartError::Load(error) => error.errno(),
                 StartError::Platform(_) => Errno::ENOMEM,
             })?;
@@ -205,8 +211,13 @@ impl Task {
 }
 
 /// The working directory of the supervisor, as a descriptor for the guest.
-pub(crate) fn working_directory() -> Result<std::os::fd::OwnedFd, Errno> {
-    let root = std::fs::File::open("/")?;
+pub(crate) fn working_directory() -> Result<OwnedFd, Errno> {
+    open_directory(c"/proc/self/cwd")
+}
+
+/// A directory to work in; a relative path starts in the supervisor's own.
+pub(crate) fn open_directory(path: &CStr) -> Result<OwnedFd, Errno> {
+    let here = std::fs::File::open(".")?;
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    host::openat(root.as_fd(), c"/proc/self/cwd", flags, 0)
+    host::openat(here.as_fd(), path, flags, 0)
 }

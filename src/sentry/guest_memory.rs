@@ -2,7 +2,7 @@
 
 use super::abi::{IOV_MAX, Iovec, MAX_RW_COUNT, PATH_MAX};
 use super::errno::Errno;
-use crate::{AddressSpace, CopyError, GuestAddr};
+use crate::{AddressSpace, Context, CopyError, GuestAddr};
 use std::ffi::CString;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -12,6 +12,36 @@ pub(crate) trait GuestMemory {
     fn read(&self, addr: GuestAddr, buf: &mut [u8]) -> Result<(), CopyError>;
     /// Copies out; the error says how far it got.
     fn write(&self, addr: GuestAddr, buf: &[u8]) -> Result<(), CopyError>;
+    /// The bytes from there on that need no copy, if there are any.
+    fn at_hand(&self, _addr: GuestAddr) -> Option<[u8; Context::SENT_LEN]> {
+        None
+    }
+}
+
+/// The guest's memory as the arguments of a call name it: what the call brought along needs no copy.
+pub(crate) struct CallMemory<'a> {
+    pub(crate) space: &'a AddressSpace,
+    pub(crate) context: &'a Context,
+}
+
+impl GuestMemory for CallMemory<'_> {
+    fn read(&self, addr: GuestAddr, buf: &mut [u8]) -> Result<(), CopyError> {
+        if buf.len() <= Context::SENT_LEN
+            && let Some(sent) = self.at_hand(addr)
+        {
+            buf.copy_from_slice(&sent[..buf.len()]);
+            return Ok(());
+        }
+        self.space.read(addr, buf)
+    }
+
+    fn write(&self, addr: GuestAddr, buf: &[u8]) -> Result<(), CopyError> {
+        self.space.write(addr, buf)
+    }
+
+    fn at_hand(&self, addr: GuestAddr) -> Option<[u8; Context::SENT_LEN]> {
+        self.context.sent(addr)
+    }
 }
 
 impl GuestMemory for AddressSpace {
@@ -55,6 +85,11 @@ pub(crate) trait GuestMemoryExt: GuestMemory {
     fn read_string(&self, addr: GuestAddr, limit: usize, too_long: Errno) -> Result<CString, Errno> {
         const FIRST: usize = 128;
         const REST: usize = 1024;
+        if let Some(sent) = self.at_hand(addr)
+            && let Some(end) = sent.iter().take(limit).position(|byte| *byte == 0)
+        {
+            return CString::new(&sent[..end]).map_err(|_| Errno::EINVAL);
+        }
         let mut bytes = Vec::with_capacity(FIRST);
         while bytes.len() < limit {
             let old = bytes.len();

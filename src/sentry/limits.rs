@@ -11,7 +11,11 @@ const COUNT: usize = 16;
 
 /// One pair of limits for each resource.
 #[derive(Debug, Clone)]
-pub(crate) struct Limits([Rlimit; COUNT]);
+pub(crate) struct Limits {
+    pairs: [Rlimit; COUNT],
+    /// What nobody may raise a limit above, by whatever right.
+    ceilings: [u64; COUNT],
+}
 
 impl Limits {
     /// The supervisor's limits.
@@ -23,23 +27,35 @@ impl Limits {
                 *limit = zerocopy::transmute!(bytes);
             }
         }
-        Self(limits)
+        Self { pairs: limits, ceilings: [u64::MAX; COUNT] }
+    }
+
+    /// Sets a limit that no privilege raises.
+    pub(crate) fn confine(&mut self, which: u32, most: u64) {
+        if let (Some(pair), Some(ceiling)) =
+            (self.pairs.get_mut(which as usize), self.ceilings.get_mut(which as usize))
+        {
+            *ceiling = most;
+            pair.hard = pair.hard.min(most);
+            pair.soft = pair.soft.min(pair.hard);
+        }
     }
 
     pub(crate) fn get(&self, which: u32) -> Result<Rlimit, Errno> {
-        self.0.get(which as usize).copied().ok_or(Errno::EINVAL)
+        self.pairs.get(which as usize).copied().ok_or(Errno::EINVAL)
     }
 
     /// Sets a limit (kernel/sys.c `do_prlimit`); `privileged`: the caller has CAP_SYS_RESOURCE.
     pub(crate) fn set(&mut self, which: u32, new: Rlimit, privileged: bool) -> Result<(), Errno> {
         /// `/proc/sys/fs/nr_open`, its default.
         const MOST_DESCRIPTORS: u64 = 1 << 20;
-        let limit = self.0.get_mut(which as usize).ok_or(Errno::EINVAL)?;
+        let limit = self.pairs.get_mut(which as usize).ok_or(Errno::EINVAL)?;
+        let ceiling = self.ceilings.get(which as usize).copied().unwrap_or(u64::MAX);
         if new.soft > new.hard {
             return Err(Errno::EINVAL);
         }
         let too_many = which == libc::RLIMIT_NOFILE && new.hard > MOST_DESCRIPTORS && new.hard > limit.hard;
-        if too_many || new.hard > limit.hard && !privileged {
+        if too_many || new.hard > ceiling || new.hard > limit.hard && !privileged {
             return Err(Errno::EPERM);
         }
         *limit = new;
@@ -48,7 +64,7 @@ impl Limits {
 
     /// A soft limit; no limit for a resource that does not exist.
     pub(crate) fn soft(&self, which: u32) -> u64 {
-        self.0.get(which as usize).map_or(libc::RLIM_INFINITY, |limit| limit.soft)
+        self.pairs.get(which as usize).map_or(libc::RLIM_INFINITY, |limit| limit.soft)
     }
 
     /// `RLIMIT_NOFILE`'s soft limit, with a ceiling that keeps descriptor tables of sane size.
@@ -59,7 +75,7 @@ impl Limits {
 
     /// `RLIMIT_CPU`'s soft limit was reached: the next warning comes after another second.
     pub(crate) fn raise_cpu(&mut self) {
-        if let Some(limit) = self.0.get_mut(libc::RLIMIT_CPU as usize) {
+        if let Some(limit) = self.pairs.get_mut(libc::RLIMIT_CPU as usize) {
             limit.soft = limit.soft.max(1).saturating_add(1);
         }
     }
@@ -147,6 +163,18 @@ mod tests {
         let absurd = Rlimit { soft: 10, hard: u64::MAX };
         assert_eq!(limits.set(libc::RLIMIT_NOFILE, absurd, true), Err(Errno::EPERM));
         assert_eq!(limits.get(16), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn no_privilege_raises_a_limit_above_its_ceiling() {
+        let mut limits = Limits::inherited();
+        limits.confine(libc::RLIMIT_NPROC, 7);
+        assert_eq!(limits.soft(libc::RLIMIT_NPROC), 7);
+        let pair = |hard| Rlimit { soft: 3, hard };
+        assert_eq!(limits.set(libc::RLIMIT_NPROC, pair(8), true), Err(Errno::EPERM));
+        limits.set(libc::RLIMIT_NPROC, pair(3), true).unwrap();
+        limits.set(libc::RLIMIT_NPROC, pair(7), true).unwrap();
+        assert_eq!(limits.set(libc::RLIMIT_NPROC, pair(u64::MAX), true), Err(Errno::EPERM));
     }
 
     #[test]

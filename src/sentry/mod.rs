@@ -53,13 +53,16 @@ mod kernel;
 mod limits;
 mod loader;
 mod memory;
+mod network;
 mod observe;
 mod passed_files;
 mod pidfd;
 mod process;
 mod procfs;
 mod record_locks;
+mod restrictions;
 mod run;
+mod self_confinement;
 mod signalfd;
 mod signals;
 mod socket;
@@ -73,7 +76,9 @@ pub use hook::{
     ArgError, ArgValue, Argument, Call, CallEnd, CallSet, DeliveredSignal, Hook, TaskId, UnknownCall, Verdict,
 };
 pub use loader::LoadError;
+pub use network::Network;
 pub use observe::CallCounts;
 pub use run::{Guest, Outcome, RunError};
+pub use self_confinement::SupervisorFilter;
 pub use syscalls::{Support, call_support};
 pub use task::ExitStatus;

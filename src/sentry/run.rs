@@ -13,6 +13,7 @@ use super::limits::{self, Limits};
 use super::loader::{LoadError, Program};
 use super::observe::{CallCounts, Observer};
 use super::process::{Process, ProgramInfo, lock};
+use super::restrictions::Restrictions;
 use super::signals::deliver::ReturningCall;
 use super::signals::{Actions, Incoming, SignalSet, TaskSignals};
 use super::syscalls;
@@ -43,6 +44,7 @@ pub struct Guest {
     trace: Option<Box<dyn Write + Send>>,
     hooks: Vec<Arc<dyn AnyHook>>,
     hides_vdso: bool,
+    pub(super) restrictions: Restrictions,
 }
 
 impl fmt::Debug for Guest {
@@ -54,6 +56,7 @@ impl fmt::Debug for Guest {
             .field("traces", &self.trace.is_some())
             .field("hooks", &self.hooks.len())
             .field("hides_vdso", &self.hides_vdso)
+            .field("restrictions", &self.restrictions)
             .finish_non_exhaustive()
     }
 }
@@ -68,6 +71,8 @@ pub struct Outcome {
     pub counts: CallCounts,
     /// The platform's own figures.
     pub platform: Stats,
+    /// Its time was up ([`Guest::timeout`]), and it was told to end or killed.
+    pub timed_out: bool,
     /// From the start of the program to its end.
     pub wall_time: Duration,
 }
@@ -89,6 +94,30 @@ pub enum RunError {
     #[error("a hook panicked: {message}")]
     Hook {
         /// What it said.
+        message: String,
+    },
+    /// The guest cannot be started in that directory.
+    #[error("working directory {path}: {}", errno.message())]
+    WorkingDirectory {
+        /// The directory.
+        path: String,
+        /// What the host said.
+        errno: Errno,
+    },
+    /// The supervisor cannot act as that user and group ([`Guest::user`]).
+    #[error("user {uid}, group {gid}: {}: only a privileged user can run a guest as somebody else", errno.message())]
+    User {
+        /// The user.
+        uid: u32,
+        /// The group.
+        gid: u32,
+        /// What the host said.
+        errno: Errno,
+    },
+    /// The filter of the supervisor cannot be installed ([`Guest::supervisor_filter`]).
+    #[error("seccomp filter of the supervisor: {message}")]
+    Filter {
+        /// What went wrong.
         message: String,
     },
     /// The sentry's own set-up failed.
@@ -114,6 +143,7 @@ impl Guest {
             trace: None,
             hooks: Vec::new(),
             hides_vdso: false,
+            restrictions: Restrictions::default(),
         }
     }
 
@@ -178,10 +208,22 @@ impl Guest {
     pub fn run(self) -> Result<Outcome, RunError> {
         let setup = |what| move |errno| RunError::Setup { what, errno };
         let inherited = host::inheritable_descriptors();
-        let process_limits = Limits::inherited();
+        let mut process_limits = Limits::inherited();
+        self.restrictions.limit(&mut process_limits);
         limits::raise_host_limits();
-        let cwd = exec::working_directory().map_err(setup("working directory"))?;
-        let mut program = Program::open(cwd.as_fd(), &self.path, self.argv, self.envp)?;
+        let supervisor = Credentials::of_supervisor();
+        let credentials = self.restrictions.credentials(&supervisor)?;
+        let act_as = |identity: host::Identity| {
+            host::assume(&identity).map_err(|_| RunError::Setup { what: "credentials", errno: Errno::EPERM })
+        };
+        // What the guest could not find, enter or execute is not found for it.
+        act_as(credentials.identity())?;
+        let opened = self.restrictions.open_working_directory().and_then(|cwd| {
+            let program = Program::open(cwd.as_fd(), &self.path, self.argv, self.envp)?;
+            Ok((cwd, program))
+        });
+        act_as(supervisor.identity())?;
+        let (cwd, mut program) = opened?;
         // Signals are blocked before any thread is made.
         let incoming = Incoming::block();
         host::ignore_signals_of_files();
@@ -194,23 +236,32 @@ impl Guest {
 
         let started_at = Instant::now();
         let platform = Systrap::new(self.options.co_location(true))?;
-        program.set_owner(Credentials::of_supervisor().owner(false));
+        program.set_owner(credentials.owner(false));
         let vdso = if self.hides_vdso { None } else { platform.vdso() };
         let started =
-            exec::start(&platform, &program, process_limits.stack(), vdso).map_err(|error| match error {
-                StartError::Load(error) => RunError::Load(error),
-                StartError::Platform(error) => RunError::Platform(error),
-            })?;
+            exec::start(&platform, &program, process_limits.stack(), vdso, self.restrictions.bounds())
+                .map_err(|error| match error {
+                    StartError::Load(error) => RunError::Load(error),
+                    StartError::Platform(error) => RunError::Platform(error),
+                })?;
         let files = FdTable::inherited(&inherited, process_limits.descriptors());
         // The mask applies to what the guest creates and is applied by the sentry. Where unshare is forbidden the
         // whole process has the empty mask, which matters to nobody else in a command.
         let _ = host::unshare(libc::CLONE_FS);
         let umask = host::umask(0).unwrap_or(0o22) as u32;
-        let kernel = Arc::new(Kernel::new(platform.clone(), first_pid, hooks, vdso));
+        let kernel = Arc::new(Kernel::new(platform.clone(), first_pid, hooks, vdso, &self.restrictions));
         incoming.start(&kernel).map_err(|error| setup("signal thread")(error.into()))?;
         let fs = FsContext { cwd: Arc::new(cwd), proc_directory: None, umask };
-        first_task(&kernel, &program, started, process_limits, files, fs, incoming.ignored()).run_to_end();
+        let clock = self.restrictions.start_timeout(&kernel)?;
+        let first = First { program: &program, limits: process_limits, credentials, files, fs };
+        let task = first.task(&kernel, started, incoming.ignored());
+        if let Some(filter) = &self.restrictions.filter {
+            let install = filter.install(&platform, self.restrictions.has_network());
+            install.map_err(|message| RunError::Filter { message })?;
+        }
+        task.run_to_end();
         let status = kernel.wait_until_gone();
+        let timed_out = clock.is_some_and(|clock| clock.join().unwrap_or(false));
         if let Some(message) = kernel.hooks.panic_message() {
             return Err(RunError::Hook { message });
         }
@@ -220,65 +271,68 @@ impl Guest {
             status,
             counts: counts.report(),
             platform: platform.stats(),
+            timed_out,
             wall_time: started_at.elapsed(),
         })
     }
 }
 
-/// The first task of the first process.
-fn first_task(
-    kernel: &Arc<Kernel>,
-    program: &Program,
-    started: Started,
+/// What the first process starts with.
+struct First<'a> {
+    program: &'a Program,
     limits: Limits,
-    mut files: FdTable,
+    credentials: Credentials,
+    files: FdTable,
     fs: FsContext,
-    ignored: SignalSet,
-) -> Task {
-    files.record_locks_in(&kernel.record_locks);
-    let info = ProgramInfo::new(program, started.image);
-    let actions = Arc::new(Mutex::new(Actions::new(ignored)));
-    let pid = kernel.first_pid;
-    let process = Arc::new(Process::new(
-        Arc::clone(kernel),
-        pid,
-        actions,
-        limits,
-        info,
-        Arc::clone(&kernel.supervisor),
-    ));
-    process.set_stub_pid(started.mm.space().pid());
-    process.sample_if_limited();
-    let handle = Arc::new(TaskHandle::new(
-        pid,
-        Arc::clone(&process),
-        SignalSet::default(),
-        [0; 16],
-        Arc::clone(&kernel.supervisor),
-        TaskAttributes::of_supervisor(),
-    ));
-    handle.set_name(program.command_name());
-    handle.process.inherit_oom_score_adj();
-    {
-        let id = |result: Result<usize, Errno>| result.map_or(pid, |id| id as i32);
-        let mut tree = kernel.tree();
-        let (group, session) = (id(host::getpgid(0)), id(host::getsid(0)));
-        tree.add_first(process, group, session);
-        tree.inherit_terminal(session, group);
-        tree.add_thread(&handle);
+}
+
+impl First<'_> {
+    /// The first task of the first process.
+    fn task(self, kernel: &Arc<Kernel>, started: Started, ignored: SignalSet) -> Task {
+        let Self { program, limits, credentials, mut files, fs } = self;
+        files.record_locks_in(&kernel.record_locks);
+        let info = ProgramInfo::new(program, started.image);
+        let actions = Arc::new(Mutex::new(Actions::new(ignored)));
+        let pid = kernel.first_pid;
+        let credentials = match credentials == *kernel.supervisor {
+            true => Arc::clone(&kernel.supervisor),
+            false => Arc::new(credentials),
+        };
+        let process =
+            Arc::new(Process::new(Arc::clone(kernel), pid, actions, limits, info, Arc::clone(&credentials)));
+        process.set_stub_pid(started.mm.space().pid());
+        process.sample_if_limited();
+        let handle = Arc::new(TaskHandle::new(
+            pid,
+            Arc::clone(&process),
+            SignalSet::default(),
+            [0; 16],
+            credentials,
+            TaskAttributes::of_supervisor(),
+        ));
+        handle.set_name(program.command_name());
+        handle.process.inherit_oom_score_adj();
+        {
+            let id = |result: Result<usize, Errno>| result.map_or(pid, |id| id as i32);
+            let mut tree = kernel.tree();
+            let (group, session) = (id(host::getpgid(0)), id(host::getsid(0)));
+            tree.add_first(process, group, session);
+            tree.inherit_terminal(session, group);
+            tree.add_thread(&handle);
+        }
+        let mut task = Task::new(TaskParts {
+            context: started.context,
+            mm: started.mm,
+            handle,
+            files: Arc::new(Mutex::new(files)),
+            fs: Arc::new(Mutex::new(fs)),
+            signals: TaskSignals::default(),
+            observer: Observer::new(kernel, TaskId { pid, tid: pid }, None),
+        });
+        task.publish_answers();
+        task.tell_of_program();
+        task
     }
-    let mut task = Task::new(TaskParts {
-        context: started.context,
-        mm: started.mm,
-        handle,
-        files: Arc::new(Mutex::new(files)),
-        fs: Arc::new(Mutex::new(fs)),
-        signals: TaskSignals::default(),
-        observer: Observer::new(kernel, TaskId { pid, tid: pid }, None),
-    });
-    task.publish_answers();
-    task.tell_of_program();
-    task
 }
 
 impl Task {

@@ -25,6 +25,8 @@ pub(crate) struct Socket {
     sender: AtomicI32,
     /// The other end of a pair.
     peer: OnceLock<Weak<File>>,
+    /// It was made in the guest, not handed to it.
+    is_guests: AtomicBool,
     /// `SO_RCVLOWAT` was set: a read that does not wait would give less than one that does.
     waits_for_more: AtomicBool,
 }
@@ -36,7 +38,7 @@ fn number_option(fd: BorrowedFd<'_>, name: i32) -> Result<i32, Errno> {
 }
 
 impl Socket {
-    /// A new socket; flags in its type do not matter.
+    /// A new socket of the guest's; flags in its type do not matter.
     pub(crate) fn new(domain: i32, kind: i32) -> Self {
         Self {
             domain,
@@ -44,6 +46,7 @@ impl Socket {
             owner: AtomicI32::new(0),
             sender: AtomicI32::new(0),
             peer: OnceLock::new(),
+            is_guests: AtomicBool::new(true),
             waits_for_more: AtomicBool::new(false),
         }
     }
@@ -53,7 +56,18 @@ impl Socket {
         let ask = |name| number_option(fd, name).unwrap_or(0);
         let socket = Self::new(ask(libc::SO_DOMAIN), ask(libc::SO_TYPE));
         socket.set_waits_for_more(ask(libc::SO_RCVLOWAT) > 1);
+        socket.is_guests.store(false, Ordering::Relaxed);
         socket
+    }
+
+    /// Whether it was made in the guest.
+    pub(crate) fn is_guests(&self) -> bool {
+        self.is_guests.load(Ordering::Relaxed)
+    }
+
+    /// It came from a process of the guest, which had it made.
+    pub(crate) fn set_guests(&self) {
+        self.is_guests.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn is_unix(&self) -> bool {

@@ -78,6 +78,12 @@ pub const ANSWERS: usize = 512;
 pub const ANSWER: u8 = 1;
 /// A call is made on the host kernel.
 pub const PASS: u8 = 2;
+/// What an argument points to is sent along with the call: the first argument, or the second.
+pub const SEND_FIRST: u8 = 3;
+/// As [`SEND_FIRST`].
+pub const SEND_SECOND: u8 = 4;
+/// How many bytes are sent along.
+pub const SENT_LEN: usize = 56;
 /// Length of the payload buffer in bytes.
 pub const PAYLOAD_LEN: usize = 4096;
 
@@ -96,6 +102,16 @@ pub struct StateArea {
 #[repr(C, align(64))]
 #[derive(Debug)]
 pub struct XstateArea(pub [AtomicU64; XSTATE_LEN / 8]);
+
+/// What is sent along with a call: one cache line.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct SentLine {
+    /// The bytes, [`SENT_LEN`] of them.
+    pub words: [AtomicU64; SENT_LEN / 8],
+    /// Where the guest has them; 0 if nothing was sent.
+    pub addr: AtomicU64,
+}
 
 /// One slot. Only the first part is a struct; the signal stack is the rest of the slot.
 #[repr(C, align(64))]
@@ -139,8 +155,10 @@ pub struct Sysmsg {
     _pad2: u32,
     /// A stack of a few words.
     pub scratch: [AtomicU64; 8],
-    /// Byte n is [`ANSWER`]: call number n is answered with `answers[n]`; [`PASS`]: it goes to the host kernel. Written by the
-    /// supervisor.
+    /// What an argument of the call points to, for those numbers whose flag says so. Written by the stub: the guest's claim.
+    pub sent: SentLine,
+    /// Byte n is [`ANSWER`]: call number n is answered with `answers[n]`; [`PASS`]: it goes to the host kernel;
+    /// [`SEND_FIRST`], [`SEND_SECOND`]: an argument is sent along. Written by the supervisor.
     pub answer_flags: [AtomicU8; ANSWERS],
     /// The constant results of answered calls. Written by the supervisor.
     pub answers: [AtomicU64; ANSWERS],

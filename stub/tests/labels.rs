@@ -39,3 +39,27 @@ fn named_labels_are_global_and_hidden() {
     }
     assert!(seen > 20, "the labels were found: {seen}");
 }
+
+/// The assembly of each function: from one `naked_asm!(` to the next.
+fn functions(text: &str) -> impl Iterator<Item = &str> {
+    text.split("naked_asm!(").skip(1)
+}
+
+#[test]
+fn numbered_labels_stand_once_in_a_function() {
+    // `jne 21f` goes to the next 21, wherever that was put: a second one in between changes where a branch leads.
+    let mut seen = 0;
+    for (path, text) in sources() {
+        for function in functions(&text) {
+            let lines = function.lines().filter_map(|line| line.trim_start().strip_prefix('"'));
+            let labels = lines.filter_map(|line| line.split_once(':')).map(|(name, _)| name);
+            let mut numbers: Vec<u32> = labels.filter_map(|name| name.parse().ok()).collect();
+            seen += numbers.len();
+            numbers.sort_unstable();
+            if let Some(pair) = numbers.windows(2).find(|pair| pair[0] == pair[1]) {
+                panic!("{path}: label {} stands twice in a function", pair[0]);
+            }
+        }
+    }
+    assert!(seen > 30, "the labels were found: {seen}");
+}

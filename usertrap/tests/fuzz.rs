@@ -10,8 +10,8 @@ use support::rng::Rng;
 use support::windows::{SHAPES, generate};
 
 /// Inputs besides the corpus itself.
-const PLANNER_INPUTS: usize = 24_000;
-const ELF_INPUTS: usize = 6_000;
+const PLANNER_INPUTS: usize = 16_000;
+const ELF_INPUTS: usize = 4_000;
 
 /// Bytes that mean something to the planner.
 const SPICE: &[&[u8]] = &[

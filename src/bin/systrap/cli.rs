@@ -1,6 +1,7 @@
 //! The command line's definition.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use crate::limits::LimitArguments;
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -19,7 +20,8 @@ pub enum Command {
     /// Run a program
     ///
     /// The exit status is the program's; 128 and the signal's number if a signal killed it; 127 if it was not found,
-    /// 126 if it cannot be executed, 125 if systrap itself failed.
+    /// 126 if it cannot be executed, 125 if systrap itself failed, 124 if its time was up (--timeout).
+    #[command(after_help = RUN_EXAMPLES)]
     Run(RunArguments),
     /// Show what patching makes of ELF files, without running them
     ///
@@ -28,6 +30,31 @@ pub enum Command {
     /// will do, stripped or not. The exit status is 1 if a file could not be scanned; the others are scanned all the
     /// same.
     Scan(ScanArguments),
+    /// Print the manual page, to be read by: systrap man | man -l -
+    Man,
+    /// Print a completion script for a shell
+    ///
+    /// For bash: systrap completions bash > ~/.local/share/bash-completion/completions/systrap. For zsh, a file _systrap in
+    /// a directory of $fpath; for fish, ~/.config/fish/completions/systrap.fish.
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What `systrap run --help` and the manual page end with.
+const RUN_EXAMPLES: &str = "\
+Examples:
+  systrap run -- ls -l /usr                              a program, every call in systrap's hands
+  systrap run --trace=calls -- make                      every call with its arguments, to a file
+  systrap run --stats -- find /usr/share/doc             how many calls of which kind
+  systrap run --timeout 10s --memory 512M --processes 50 --no-net -- ./untrusted
+                                                         a program that may not go far";
+
+/// The name of this command and of its manual page.
+pub fn definition() -> clap::Command {
+    use clap::CommandFactory as _;
+    Arguments::command()
 }
 
 /// Options of `systrap scan`.
@@ -42,7 +69,7 @@ pub struct ScanArguments {
     pub json: bool,
 
     /// The ELF files
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub files: Vec<PathBuf>,
 }
 
@@ -50,23 +77,27 @@ pub struct ScanArguments {
 #[derive(Debug, Args)]
 pub struct RunArguments {
     /// When to turn trapped calls into jumps
-    #[arg(long, value_enum, default_value_t = Patching::Lazy)]
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Patching::Lazy)]
     pub patching: Patching,
 
     /// Print every system call, to standard error or to FILE
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, value_hint = ValueHint::FilePath, help_heading = "Observation")]
     pub trace: Option<Option<PathBuf>>,
 
     /// Print a table of the calls made to standard error at the end
-    #[arg(long)]
+    #[arg(long, help_heading = "Observation")]
     pub stats: bool,
 
     /// Write the figures of --stats to FILE as JSON
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Observation")]
     pub stats_json: Option<PathBuf>,
 
+    /// What the guest is given and how far it may go.
+    #[command(flatten)]
+    pub limits: LimitArguments,
+
     /// The program, looked up in PATH, and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM ARGS")]
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "PROGRAM ARGS", value_hint = ValueHint::CommandWithArguments)]
     pub program: Vec<OsString>,
 }
 

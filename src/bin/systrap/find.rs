@@ -6,15 +6,15 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// The path of a program: the name itself if it contains a slash, else the first executable file of that name in
-/// PATH. `None` if there is none.
-pub fn program(name: &OsStr) -> Option<PathBuf> {
+/// `path`, the guest's PATH. `None` if there is none.
+pub fn program(name: &OsStr, path: Option<OsString>) -> Option<PathBuf> {
     if name.as_bytes().contains(&b'/') {
         return Some(PathBuf::from(name));
     }
     if name.is_empty() {
         return None;
     }
-    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/local/bin:/usr/bin:/bin"));
+    let path = path.unwrap_or_else(|| OsString::from("/usr/local/bin:/usr/bin:/bin"));
     let mut refused = None;
     for directory in std::env::split_paths(&path) {
         let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { &directory };

@@ -7,12 +7,14 @@ use std::convert::Infallible;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 use systrap::Options;
 use systrap::sentry::{Errno, Guest, LoadError, RunError};
 
+/// Exit status: the guest's time was up, as `timeout` has it.
+const TIMED_OUT: u8 = 124;
 /// Exit status: systrap itself failed, as `env` and `timeout` have it.
 pub const OWN_FAILURE: u8 = 125;
 /// Exit status: the program was found but cannot be executed.
@@ -39,19 +41,18 @@ pub fn run(arguments: RunArguments) -> ExitCode {
 fn try_run(arguments: RunArguments) -> Result<Infallible, (u8, String)> {
     let own = |text: String| (OWN_FAILURE, text);
     let name = arguments.program.first().cloned().unwrap_or_default();
-    let path =
-        find::program(&name).ok_or_else(|| (NOT_FOUND, format!("{}: command not found", show(&name))))?;
+    let search =
+        arguments.limits.environment().into_iter().find(|(name, _)| name == "PATH").map(|(_, path)| path);
+    let path = find::program(&name, search)
+        .ok_or_else(|| (NOT_FOUND, format!("{}: command not found", show(&name))))?;
     let c_string =
         |text: &OsStr| CString::new(text.as_bytes()).map_err(|_| own("zero byte in an argument".to_owned()));
     let argv = arguments.program.iter().map(|arg| c_string(arg)).collect::<Result<Vec<_>, _>>()?;
-    let env = std::env::vars_os().filter_map(|(name, value)| {
-        CString::new([name.into_vec(), b"=".to_vec(), value.into_vec()].concat()).ok()
-    });
 
     let mut guest = Guest::new(c_string(path.as_os_str())?)
         .args(argv)
-        .env(env.collect::<Vec<_>>())
         .options(Options::new().patching(arguments.patching.into()).patch_after(PATCH_AFTER));
+    guest = arguments.limits.apply(guest).map_err(own)?;
     if let Some(target) = &arguments.trace {
         let output: Box<dyn Write + Send> = match target {
             Some(file) => Box::new(create(file).map_err(own)?),
@@ -69,6 +70,9 @@ fn try_run(arguments: RunArguments) -> Result<Infallible, (u8, String)> {
     }
     if arguments.stats {
         let _ = std::io::stderr().write_all(figures.table().as_bytes());
+    }
+    if outcome.timed_out {
+        std::process::exit(TIMED_OUT.into());
     }
     outcome.status.end_this_process()
 }

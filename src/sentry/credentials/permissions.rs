@@ -4,6 +4,11 @@ use super::Credentials;
 use super::capabilities::cap;
 
 impl Credentials {
+    /// Whether all ids may be exchanged.
+    pub(crate) fn may_become_others(&self) -> bool {
+        self.has(cap::SETUID) && self.has(cap::SETGID)
+    }
+
     /// Whether a signal may be sent (kernel/signal.c `kill_ok_by_cred`).
     pub(crate) fn may_signal(&self, target: &Credentials) -> bool {
         let own = [self.user.effective, self.user.real];

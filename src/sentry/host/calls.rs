@@ -133,6 +133,7 @@ host_calls! {
 
     // Sockets. A `sockaddr` passes as bytes; the values of options are such as hold no addresses.
     bind(fd: Fd<'_>, address: &[u8]) = SYS_bind;
+    connect_now(fd: Fd<'_>, address: &[u8]) = SYS_connect;
     listen(fd: Fd<'_>, backlog: i32) = SYS_listen;
     shutdown(fd: Fd<'_>, how: i32) = SYS_shutdown;
     getsockname(fd: Fd<'_>, address: &mut AddressBuffer) = SYS_getsockname;

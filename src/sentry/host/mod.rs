@@ -13,6 +13,8 @@
 #![allow(unsafe_code)]
 
 mod calls;
+mod deadline;
+mod forbidden;
 mod identity;
 mod interruptible;
 mod keeper;
@@ -23,6 +25,8 @@ mod terminal;
 mod words;
 
 pub(crate) use calls::*;
+pub(crate) use deadline::Deadline;
+pub(crate) use forbidden::report_forbidden_calls;
 pub(crate) use identity::*;
 pub(crate) use interruptible::{Attention, install_kick_handler, kick, kick_signal};
 pub(crate) use keeper::SessionKeeper;

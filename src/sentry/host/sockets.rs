@@ -22,6 +22,13 @@ impl AddressBuffer {
         self.bytes.get(..self.len as usize).unwrap_or(&self.bytes)
     }
 
+    /// Puts another address in its place.
+    pub(crate) fn set(&mut self, address: &[u8]) {
+        let len = address.len().min(ADDRESS_MAX);
+        self.bytes[..len].copy_from_slice(&address[..len]);
+        self.len = len as u32;
+    }
+
     /// How long the address is; a Unix address with a path of full length has a zero more than there is room for.
     pub(crate) fn full_len(&self) -> u32 {
         self.len

@@ -20,17 +20,21 @@ pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
 use super::credentials::Credentials;
 use super::futex::FutexTable;
 use super::hook::GuestHooks;
+use super::network::PrivateNames;
 use super::observe::Counts;
 use super::passed_files::PassedFiles;
 use super::process::lock;
 use super::record_locks::RecordLocks;
+use super::restrictions::{Bounds, Restrictions};
 use super::signalfd::SignalFiles;
+use super::signals::SigInfo;
 use super::socket::UnixSockets;
 use super::syscalls::Ipc;
 use super::task::ExitStatus;
 use super::timers::Timers;
 use crate::{SwitchError, Systrap, Vdso};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use workers::Workers;
 
 /// One guest: all that was started by one [`Guest`](super::Guest).
@@ -47,6 +51,9 @@ pub(crate) struct Kernel {
     pub(crate) futexes: FutexTable,
     pub(crate) ipc: Ipc,
     pub(crate) unix_sockets: UnixSockets,
+    /// The names of Unix sockets of a guest that has no network.
+    pub(crate) private_names: Option<PrivateNames>,
+    pub(crate) bounds: Bounds,
     pub(crate) passed_files: PassedFiles,
     pub(crate) timers: Timers,
     pub(crate) signal_files: SignalFiles,
@@ -75,7 +82,13 @@ struct End {
 }
 
 impl Kernel {
-    pub(crate) fn new(platform: Systrap, first_pid: i32, hooks: GuestHooks, vdso: Option<Vdso>) -> Self {
+    pub(crate) fn new(
+        platform: Systrap,
+        first_pid: i32,
+        hooks: GuestHooks,
+        vdso: Option<Vdso>,
+        restrictions: &Restrictions,
+    ) -> Self {
         Self {
             platform,
             xfeatures: super::host::enabled_xfeatures(),
@@ -86,6 +99,8 @@ impl Kernel {
             futexes: FutexTable::default(),
             ipc: Ipc::default(),
             unix_sockets: UnixSockets::default(),
+            private_names: restrictions.private_names(),
+            bounds: restrictions.bounds(),
             passed_files: PassedFiles::default(),
             timers: Timers::default(),
             signal_files: SignalFiles::default(),
@@ -119,6 +134,22 @@ impl Kernel {
         for node in self.tree().nodes() {
             node.process.end(ExitStatus::Signaled(libc::SIGKILL));
         }
+    }
+
+    /// Asks every process of the guest to end, stopped ones too.
+    pub(crate) fn terminate_all(&self) {
+        let mut tree = self.tree();
+        let pids: Vec<i32> = tree.nodes().map(|node| node.process.pid).collect();
+        for signo in [libc::SIGTERM, libc::SIGCONT] {
+            let _ = tree.send_to_all(&pids, SigInfo::from_kernel(signo));
+        }
+    }
+
+    /// Waits until no process is left, but not longer than that; whether there is none.
+    pub(crate) fn is_gone_within(&self, limit: Duration) -> bool {
+        let end = lock(&self.end);
+        let waited = self.ended.wait_timeout_while(end, limit, |end| !end.all_gone);
+        waited.unwrap_or_else(PoisonError::into_inner).0.all_gone
     }
 
     fn report_status(&self, status: ExitStatus) {

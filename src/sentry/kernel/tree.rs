@@ -207,6 +207,12 @@ impl Tree {
         threads.is_empty()
     }
 
+    /// Whether there are so many tasks: threads that have not ended, and processes that nobody has waited for.
+    pub(crate) fn is_full(&self, most: Option<usize>) -> bool {
+        let zombies = || self.nodes().filter(|node| matches!(node.life, Life::Zombie { .. })).count();
+        most.is_some_and(|most| self.running >= most || self.running + zombies() >= most)
+    }
+
     /// All threads that have not ended.
     pub(crate) fn threads(&self) -> impl Iterator<Item = &Arc<TaskHandle>> {
         self.threads.values()

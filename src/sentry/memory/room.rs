@@ -82,6 +82,11 @@ impl State {
 }
 
 impl Mm {
+    /// What counts against `RLIMIT_AS`.
+    pub(crate) fn counted_bytes(&self) -> u64 {
+        self.state().map.iter().map(counted).sum()
+    }
+
     /// Applies the limits of the process that is about to make a memory call.
     pub(crate) fn set_limits(&self, limits: &Limits) {
         self.limits.address_space.store(limits.soft(libc::RLIMIT_AS), Ordering::Relaxed);

@@ -54,7 +54,7 @@ impl Task {
 /// `/proc` and the links `self` and `thread-self` are the host's own.
 fn own_inode(node: Node) -> Option<u64> {
     match node {
-        Node::Root | Node::SelfLink | Node::ThreadSelfLink => None,
+        Node::Root | Node::SelfLink | Node::ThreadSelfLink | Node::MemoryInfo => None,
         Node::Owned(..) => Some(node.inode()),
     }
 }

@@ -3,6 +3,7 @@
 use super::node::{Entry, Node, Owner};
 use super::walk;
 use crate::sentry::errno::Errno;
+use crate::sentry::network;
 use crate::sentry::process::lock;
 use crate::sentry::task::Task;
 use std::os::unix::ffi::OsStringExt as _;
@@ -49,6 +50,9 @@ impl Task {
             Node::Owned(owner, Entry::Directory) => {
                 self.subject(owner).map_err(|_| Errno::ENOENT)?;
                 for (place, (name, entry)) in (2..).zip(owner.names()) {
+                    if name == "net" && network::private(self.kernel()).is_some() {
+                        continue;
+                    }
                     add(place, Node::Owned(owner, entry), name.to_owned(), entry.kind());
                 }
             }
@@ -86,7 +90,8 @@ impl Task {
         for (index, entry) in (2_u64..).zip(std::fs::read_dir("/proc")?.flatten()) {
             let name = entry.file_name().into_vec();
             let pid = walk::number(&name);
-            if pid.is_some_and(|pid| hidden.contains(&pid)) {
+            let hidden_name = name == b"net" && network::private(self.kernel()).is_some();
+            if hidden_name || pid.is_some_and(|pid| hidden.contains(&pid)) {
                 continue;
             }
             let kind = match entry.file_type() {

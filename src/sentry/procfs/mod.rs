@@ -10,6 +10,7 @@
 mod attributes;
 mod directory;
 mod entrance;
+mod guard;
 mod node;
 mod open_file;
 mod subject;
@@ -282,6 +283,14 @@ impl World for Task {
 
     fn has_descriptor(&self, owner: Owner, fd: i32) -> bool {
         self.file_of(Node::Owned(owner, Entry::Descriptor(fd))).is_some()
+    }
+
+    fn has_network(&self) -> bool {
+        super::network::private(self.kernel()).is_none()
+    }
+
+    fn has_all_memory(&self) -> bool {
+        self.kernel().bounds.memory_bytes.is_none()
     }
 
     fn follow(&self, owner: Owner, entry: Entry) -> Result<Target<Anchor>, Errno> {

@@ -29,6 +29,8 @@ pub(crate) enum Node {
     SelfLink,
     /// `/proc/thread-self`.
     ThreadSelfLink,
+    /// `/proc/meminfo`, where the guest may not have all of it.
+    MemoryInfo,
     /// What belongs to a process or thread of the guest.
     Owned(Owner, Entry),
 }
@@ -204,14 +206,14 @@ impl Node {
     pub(crate) fn is_directory(self) -> bool {
         match self {
             Node::Root => true,
-            Node::SelfLink | Node::ThreadSelfLink => false,
+            Node::SelfLink | Node::ThreadSelfLink | Node::MemoryInfo => false,
             Node::Owned(_, entry) => entry.kind() == libc::DT_DIR,
         }
     }
 
     pub(crate) fn is_link(self) -> bool {
         match self {
-            Node::Root => false,
+            Node::Root | Node::MemoryInfo => false,
             Node::SelfLink | Node::ThreadSelfLink => true,
             Node::Owned(_, entry) => entry.kind() == libc::DT_LNK,
         }
@@ -221,7 +223,7 @@ impl Node {
     pub(crate) fn parent(self) -> Option<Node> {
         match self {
             Node::Root => None,
-            Node::SelfLink | Node::ThreadSelfLink => Some(Node::Root),
+            Node::SelfLink | Node::ThreadSelfLink | Node::MemoryInfo => Some(Node::Root),
             Node::Owned(owner, entry) => Some(match entry {
                 Entry::Directory if owner.tid.is_some() => {
                     Node::Owned(Owner::process(owner.pid), Entry::Tasks)
@@ -240,6 +242,7 @@ impl Node {
             Node::Root => "/proc".to_owned(),
             Node::SelfLink => "/proc/self".to_owned(),
             Node::ThreadSelfLink => "/proc/thread-self".to_owned(),
+            Node::MemoryInfo => "/proc/meminfo".to_owned(),
             Node::Owned(owner, Entry::Directory) => owner.path(),
             Node::Owned(owner, entry) => format!("{}/{}", owner.path(), entry.name()),
         }

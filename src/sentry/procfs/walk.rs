@@ -27,6 +27,10 @@ pub(crate) trait World {
     fn identity(&self, id: i32) -> Identity;
     fn has_thread(&self, pid: i32, tid: i32) -> bool;
     fn has_descriptor(&self, owner: Owner, fd: i32) -> bool;
+    /// Whether there are directories `net`.
+    fn has_network(&self) -> bool;
+    /// Whether the host's `meminfo` is true of the guest.
+    fn has_all_memory(&self) -> bool;
     /// Where a link leads: a node again, or a file of the host's.
     fn follow(&self, owner: Owner, entry: Entry) -> Result<Target<Self::Anchor>, Errno>;
 }
@@ -128,7 +132,7 @@ fn target<W: World>(world: &W, link: Node, remainder: &[u8]) -> Result<Followed<
             Target::Node(node) => Followed::Node(node),
             Target::Anchor(anchor) => Followed::End(Named::Beyond(anchor, remainder.to_vec())),
         },
-        Node::Root => Followed::Node(Node::Root),
+        Node::Root | Node::MemoryInfo => Followed::Node(link),
     })
 }
 
@@ -144,6 +148,8 @@ fn look_up<W: World>(world: &W, directory: Node, name: &[u8]) -> Result<Child, E
         Node::Root => match name {
             b"self" => Ok(Child::Node(Node::SelfLink)),
             b"thread-self" => Ok(Child::Node(Node::ThreadSelfLink)),
+            b"net" if !world.has_network() => Err(Errno::ENOENT),
+            b"meminfo" if !world.has_all_memory() => Ok(Child::Node(Node::MemoryInfo)),
             _ => match number(name).map(|id| world.identity(id)) {
                 Some(Identity::Guest(owner)) => node(owner, Entry::Directory),
                 Some(Identity::Hidden) => Err(Errno::ENOENT),
@@ -159,6 +165,7 @@ fn look_up<W: World>(world: &W, directory: Node, name: &[u8]) -> Result<Child, E
                 Some(tid) => world.has_thread(owner.pid, tid),
             };
             match owner.entry(name).filter(|_| alive) {
+                Some(Entry::Host("net")) if !world.has_network() => Err(Errno::ENOENT),
                 Some(entry @ Entry::Host(_)) if entry.kind() == libc::DT_DIR => {
                     Ok(Child::Host(Node::Owned(owner, entry).stand_in(None)))
                 }

@@ -1,7 +1,7 @@
 //! Which process the guest is: ids, groups, sessions. Users are in `credentials`.
 
-use super::SysResult;
 use super::credentials::{getegid, geteuid, getgid, getuid};
+use super::{SysResult, arguments_to_send};
 use crate::PassedCalls;
 use crate::sentry::errno::Errno;
 use crate::sentry::host;
@@ -39,6 +39,7 @@ impl Task {
         }
         passed.yields = !wanted.contains(libc::SYS_sched_yield);
         self.context.pass_in_stub(passed);
+        self.context.send_along(arguments_to_send());
         type Handler = fn(&mut Task) -> SysResult;
         let constant: [(i64, Handler); 6] = [
             (libc::SYS_getpid, getpid),

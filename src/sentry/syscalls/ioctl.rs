@@ -8,6 +8,7 @@ use crate::sentry::errno::Errno;
 use crate::sentry::file::File;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
+use crate::sentry::network;
 use crate::sentry::task::Task;
 use std::os::fd::AsFd as _;
 
@@ -138,6 +139,8 @@ pub(super) fn ioctl(task: &mut Task, fd: Fd, request: IoctlRequest, arg: Hex) ->
                 None => host::ioctl_bytes(file.as_fd(), request.0, &mut bytes)?,
             }
         }
+        // There is no interface of any name.
+        Argument::InOut(IFREQ) if network::private(task.kernel()).is_some() => return Err(Errno::ENODEV),
         Argument::InOut(len) => {
             task.memory().read(addr, &mut bytes[..len])?;
             let result = host::ioctl_bytes(file.as_fd(), request.0, &mut bytes)?;
@@ -161,7 +164,10 @@ fn interfaces(task: &Task, file: &File, addr: GuestAddr) -> Result<usize, Errno>
     // A negative length is room for nothing; who asks how long the list is may leave anything there.
     let room = usize::try_from(len).unwrap_or(0);
     let list = GuestAddr::new(list);
-    let (needed, entries) = host::interfaces(file.as_fd())?;
+    let (needed, entries) = match network::private(task.kernel()) {
+        Some(_) => (0, Vec::new()),
+        None => host::interfaces(file.as_fd())?,
+    };
     let filled = match list {
         GuestAddr::NULL => needed,
         _ => {

@@ -54,8 +54,9 @@ pub use support::{Support, call_support};
 use super::errno::Errno;
 use super::hook::{HookedCall, Slot};
 use super::task::Task;
-use crate::{Arch, Syscall};
+use crate::{Arch, SentArguments, Syscall};
 use std::borrow::Cow;
+use std::sync::{Arc, LazyLock};
 
 /// What a handler returns: the value for rax, or an error.
 pub(crate) type SysResult = Result<i64, Errno>;
@@ -111,6 +112,37 @@ pub(crate) fn calls_taking_paths() -> impl Iterator<Item = u32> {
         .zip(0..)
         .filter(move |(line, _)| line.as_ref().is_some_and(takes_path))
         .map(|(_, nr)| nr)
+}
+
+/// What calls are to bring along: the path that one of their first two arguments is, or what those in the list have there.
+pub(crate) fn arguments_to_send() -> Arc<SentArguments> {
+    static SENT: LazyLock<Arc<SentArguments>> = LazyLock::new(|| Arc::new(choose_arguments_to_send()));
+    Arc::clone(&SENT)
+}
+
+fn choose_arguments_to_send() -> SentArguments {
+    const SECOND: [i64; 7] = [
+        libc::SYS_write,
+        libc::SYS_pwrite64,
+        libc::SYS_writev,
+        libc::SYS_sendto,
+        libc::SYS_connect,
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+    ];
+    let mut calls = SentArguments::default();
+    for (line, nr) in table::TABLE.iter().zip(0..) {
+        let Some(line) = line else { continue };
+        let with = match line.parameters {
+            [first, ..] if first.is_path => SentArguments::first,
+            [_, second, ..] if second.is_path || SECOND.contains(&i64::from(nr)) => SentArguments::second,
+            _ => continue,
+        };
+        if let Ok(more) = with(calls.clone(), nr) {
+            calls = more;
+        }
+    }
+    calls
 }
 
 /// Number and arguments of a call in the table, or of a made-up one of `count` words.
@@ -181,14 +213,14 @@ macro_rules! syscall_table {
                     parameters: &[$(Parameter { name: stringify!($arg), is_path: <$ty as Arg>::IS_PATH }),*],
                     run: |task: &mut $crate::sentry::task::Task, args| {
                         let [$($arg,)* ..] = *args;
-                        $(let $arg = <$ty as Arg>::decode($arg, task.memory())?;)*
+                        $(let $arg = <$ty as Arg>::decode($arg, &task.call_memory())?;)*
                         let _ = args;
                         $handler(task, $($arg),*)
                     },
                     // The hooks see, and may change, what the handler then gets.
                     run_hooked: |task, call, mut hooked| {
                         let [$($arg,)* ..] = call.args;
-                        $(let mut $arg = <$ty as Arg>::decode($arg, task.memory());)*
+                        $(let mut $arg = <$ty as Arg>::decode($arg, &task.call_memory());)*
                         let decided = hooked.before(task, &mut [$(&mut $arg),*]);
                         let make = |task: &mut $crate::sentry::task::Task| $handler(task, $($arg.clone()?),*);
                         let result = decided.unwrap_or_else(|| make(task));

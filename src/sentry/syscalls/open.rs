@@ -61,6 +61,7 @@ fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> S
             return task.files().insert(Arc::new(file), cloexec).map(i64::from);
         }
     }
+    task.check_opened(host.as_fd(), guest_flags)?;
     let file = Arc::new(File::new(host));
     if matches!(special, Some(SpecialFile::Device(_))) {
         task.opened_terminal(&file, guest_flags);

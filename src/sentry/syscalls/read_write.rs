@@ -33,25 +33,25 @@ pub(super) fn pwrite64(task: &mut Task, fd: Fd, buf: InBytes, count: usize, offs
 
 pub(super) fn readv(task: &mut Task, fd: Fd, iov: OutIovecs, count: usize) -> SysResult {
     let file = task.file(fd.0)?;
-    let segments = Segments::read(task.memory(), iov.0, count)?;
+    let segments = Segments::read(&task.call_memory(), iov.0, count)?;
     transfer::read(task, &file, segments, None)
 }
 
 pub(super) fn writev(task: &mut Task, fd: Fd, iov: InIovecs, count: usize) -> SysResult {
     let file = task.file(fd.0)?;
-    let segments = Segments::read(task.memory(), iov.0, count)?;
+    let segments = Segments::read(&task.call_memory(), iov.0, count)?;
     transfer::write(task, &file, segments, None)
 }
 
 pub(super) fn preadv(task: &mut Task, fd: Fd, iov: OutIovecs, count: usize, offset: i64) -> SysResult {
     let file = task.file(fd.0)?;
-    let segments = Segments::read(task.memory(), iov.0, count)?;
+    let segments = Segments::read(&task.call_memory(), iov.0, count)?;
     transfer::read(task, &file, segments, Some(offset))
 }
 
 pub(super) fn pwritev(task: &mut Task, fd: Fd, iov: InIovecs, count: usize, offset: i64) -> SysResult {
     let file = task.file(fd.0)?;
-    let segments = Segments::read(task.memory(), iov.0, count)?;
+    let segments = Segments::read(&task.call_memory(), iov.0, count)?;
     transfer::write(task, &file, segments, Some(offset))
 }
 
@@ -73,7 +73,7 @@ pub(super) fn preadv2(
     flags: i32,
 ) -> SysResult {
     let file = task.file(fd.0)?;
-    let segments = Segments::read(task.memory(), iov.0, count)?;
+    let segments = Segments::read(&task.call_memory(), iov.0, count)?;
     transfer::read(task, &file, segments, offset_v2(offset, flags)?)
 }
 
@@ -87,7 +87,7 @@ pub(super) fn pwritev2(
     flags: i32,
 ) -> SysResult {
     let file = task.file(fd.0)?;
-    let segments = Segments::read(task.memory(), iov.0, count)?;
+    let segments = Segments::read(&task.call_memory(), iov.0, count)?;
     transfer::write(task, &file, segments, offset_v2(offset, flags)?)
 }
 

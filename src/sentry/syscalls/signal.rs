@@ -26,7 +26,7 @@ pub(super) fn rt_sigaction(
     size: usize,
 ) -> SysResult {
     check_size(size)?;
-    let new = task.memory().read_optional::<KernelSigaction>(new)?;
+    let new = task.call_memory().read_optional::<KernelSigaction>(new)?;
     let previous = {
         let mut actions = task.process.actions();
         let previous = actions.get(signo.0)?;
@@ -67,7 +67,7 @@ pub(super) fn rt_sigprocmask(
 ) -> SysResult {
     check_size(size)?;
     let previous = task.handle.mask();
-    if let Some(set) = task.memory().read_optional::<u64>(new)?.map(SignalSet) {
+    if let Some(set) = task.call_memory().read_optional::<u64>(new)?.map(SignalSet) {
         let mask = match how.0 {
             libc::SIG_BLOCK => previous.union(set),
             libc::SIG_UNBLOCK => previous.minus(set),

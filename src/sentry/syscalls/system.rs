@@ -21,7 +21,28 @@ pub(super) fn uname(task: &mut Task, buf: GuestAddr) -> SysResult {
 pub(super) fn sysinfo(task: &mut Task, buf: GuestAddr) -> SysResult {
     let mut bytes = [0; 112];
     host::sysinfo(&mut bytes)?;
+    if let Some((all, left)) = task.memory_share() {
+        limit_memory(&mut bytes, all, left);
+    }
     task.memory().write_object(buf, &bytes).map(|()| 0)
+}
+
+/// Puts the guest's share of the memory in a `struct sysinfo`; what the host caches and swaps is not the guest's.
+fn limit_memory(info: &mut [u8; 112], all_bytes: u64, left_bytes: u64) {
+    use std::mem::offset_of;
+    let unit_at = offset_of!(libc::sysinfo, mem_unit);
+    let unit = info[unit_at..].first_chunk().map_or(1, |bytes| u32::from_ne_bytes(*bytes)).max(1);
+    for (at, most) in [
+        (offset_of!(libc::sysinfo, totalram), all_bytes),
+        (offset_of!(libc::sysinfo, freeram), left_bytes),
+        (offset_of!(libc::sysinfo, bufferram), 0),
+        (offset_of!(libc::sysinfo, totalswap), 0),
+        (offset_of!(libc::sysinfo, freeswap), 0),
+    ] {
+        if let Some(field) = info[at..].first_chunk_mut::<8>() {
+            *field = u64::from_ne_bytes(*field).min(most / u64::from(unit)).to_ne_bytes();
+        }
+    }
 }
 
 pub(super) fn getrandom(task: &mut Task, buf: OutBytes, count: usize, flags: RandomFlags) -> SysResult {

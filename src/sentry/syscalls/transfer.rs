@@ -221,7 +221,7 @@ fn write_through(
             left if left <= CHUNK => left,
             left => (left - 1) % CHUNK + 1,
         };
-        let copied = segments.copy_in(task.memory(), &mut buffer[..wanted]);
+        let copied = segments.copy_in(&task.call_memory(), &mut buffer[..wanted]);
         if copied == 0 && wanted > 0 {
             return if total > 0 { Ok(total as i64) } else { Err(Errno::EFAULT) };
         }

@@ -104,6 +104,9 @@ impl Task {
     pub(crate) fn clone_task(&mut self, request: &CloneRequest) -> Result<i64, Errno> {
         request.check()?;
         let is_thread = request.has(libc::CLONE_THREAD);
+        if self.kernel().tree().is_full(self.kernel().bounds.most_tasks) {
+            return Err(Errno::EAGAIN); // before anything is made for nothing
+        }
         self.context.pull_full_state().map_err(out_of_threads)?;
         let mut context = self.context.duplicate().map_err(|_| Errno::EAGAIN)?;
         let registers = context.registers_mut();
@@ -210,8 +213,12 @@ impl Task {
         Ok(i64::from(id))
     }
 
-    /// `RLIMIT_NPROC`: the tasks of the task's real user, of this guest. Root has no such limit.
+    /// The limit of the guest as a whole, and `RLIMIT_NPROC`: the tasks of the task's real user, of this guest. Root has
+    /// no limit of the second kind.
     fn check_process_limit(&self, tree: &Tree) -> Result<(), Errno> {
+        if tree.is_full(self.kernel().bounds.most_tasks) {
+            return Err(Errno::EAGAIN);
+        }
         let limit = self.process.limits().soft(libc::RLIMIT_NPROC);
         let own = self.credentials();
         let exempt = own.user.real == 0 || own.has(cap::SYS_RESOURCE) || own.has(cap::SYS_ADMIN);

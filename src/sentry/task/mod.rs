@@ -19,6 +19,7 @@ use super::errno::Errno;
 use super::fd_table::FdTable;
 use super::file::File;
 use super::fs_context::FsContext;
+use super::guest_memory::CallMemory;
 use super::kernel::{Kernel, Target};
 use super::memory::Mm;
 use super::observe::Observer;
@@ -178,6 +179,12 @@ impl Task {
     /// The guest's memory.
     pub(crate) fn memory(&self) -> &AddressSpace {
         self.mm.space()
+    }
+
+    /// The same as the call under way names it: what that brought along needs no copy. Each look is a look at what other
+    /// threads of the guest may change, as a copy is.
+    pub(crate) fn call_memory(&self) -> CallMemory<'_> {
+        CallMemory { space: self.mm.space(), context: &self.context }
     }
 
     /// The descriptor table.

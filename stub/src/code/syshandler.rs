@@ -15,7 +15,7 @@ use super::sighandler::{SW_XFEATURES, resume_all};
 use super::thread::thread_wait;
 use crate::layout::SLOT_SIZE;
 use crate::layout::SYSMSG_LEN;
-use crate::sysmsg::{ANSWERS, PASS, SIGSTACK, SIGSTACK_LEN, Sysmsg, gregs};
+use crate::sysmsg::{ANSWERS, PASS, SEND_FIRST, SENT_LEN, SIGSTACK, SIGSTACK_LEN, Sysmsg, gregs};
 use crate::wire;
 
 /// Bits that are zero in the distance from the first slot to any slot.
@@ -100,6 +100,7 @@ pub unsafe extern "C" fn syshandler() {
         "jnz 30f",
         // ---- RESUME: flags from r11 without a stack (DF, AC and others were never changed).
         "24:",
+        "prefetchw gs:[{sent}]",
         "mov eax, r11d",
         "shl eax, 8",
         "bt eax, 19",
@@ -113,6 +114,7 @@ pub unsafe extern "C" fn syshandler() {
         "80:",
         "cmp byte ptr gs:[{answer_flags} + rax], {pass}",
         "je 70f",
+        "ja 85f",
         "inc qword ptr gs:[{answered}]",
         "mov rax, gs:[{answers} + 8 * rax]",
         "81:",
@@ -158,6 +160,47 @@ pub unsafe extern "C" fn syshandler() {
         "mov r11, gs:[{ctx} + {r11}]",
         "jmp 81b",
         "73:",
+        "mov eax, dword ptr gs:[{saved_nr}]",
+        "jmp 20b",
+        // ---- A call to send something along with: a line's worth of what an argument points to, if that lies in one page
+        // (so that a short string at the end of a mapping is no fault) and can be read (a fault leads to the end: sighandler).
+        "85:",
+        "mov gs:[{ctx} + {rcx}], rcx",
+        "cmp byte ptr gs:[{answer_flags} + rax], {send_first}",
+        "mov rcx, rsi",
+        "cmove rcx, rdi",
+        "cmp rcx, {page_size}", // null pointers need no fault
+        "jb 86f",
+        "mov eax, ecx",
+        "and eax, {page_size} - 1",
+        "cmp eax, {page_size} - {sent_len}",
+        "ja 86f",
+        ".globl systrap_send",
+        ".hidden systrap_send",
+        "systrap_send:",
+        "mov rax, [rcx]",
+        "mov gs:[{sent}], rax",
+        "mov rax, [rcx + 8]",
+        "mov gs:[{sent} + 8], rax",
+        "mov rax, [rcx + 16]",
+        "mov gs:[{sent} + 16], rax",
+        "mov rax, [rcx + 24]",
+        "mov gs:[{sent} + 24], rax",
+        "mov rax, [rcx + 32]",
+        "mov gs:[{sent} + 32], rax",
+        "mov rax, [rcx + 40]",
+        "mov gs:[{sent} + 40], rax",
+        "mov rax, [rcx + 48]",
+        "mov gs:[{sent} + 48], rax",
+        "jmp 87f",
+        ".globl systrap_send_end",
+        ".hidden systrap_send_end",
+        "systrap_send_end:",
+        "86:",
+        "xor ecx, ecx",
+        "87:",
+        "mov gs:[{sent_addr}], rcx",
+        "mov rcx, gs:[{ctx} + {rcx}]",
         "mov eax, dword ptr gs:[{saved_nr}]",
         "jmp 20b",
         // ---- Other replies. What follows them depends on which it was.
@@ -395,6 +438,11 @@ pub unsafe extern "C" fn syshandler() {
         answers_len = const ANSWERS,
         answer_flags = const offset_of!(Sysmsg, answer_flags),
         pass = const PASS,
+        send_first = const SEND_FIRST,
+        sent = const offset_of!(Sysmsg, sent.words),
+        sent_addr = const offset_of!(Sysmsg, sent.addr),
+        sent_len = const SENT_LEN,
+        page_size = const 4096,
         futex = const 202,
         private = const 128,
         passed_futexes = const offset_of!(Sysmsg, passed_futexes),

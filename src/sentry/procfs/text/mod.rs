@@ -2,6 +2,7 @@
 
 mod descriptor;
 mod limits;
+mod machine;
 mod memory;
 mod oom;
 mod stat;
@@ -17,6 +18,9 @@ use crate::sentry::task::Task;
 impl Task {
     /// The text of a file; `ESRCH` if its process is gone.
     pub(super) fn node_text(&self, node: Node) -> Result<Vec<u8>, Errno> {
+        if node == Node::MemoryInfo {
+            return Ok(self.memory_info());
+        }
         let Node::Owned(owner, entry) = node else { return Err(Errno::EINVAL) };
         let subject = self.subject(owner)?;
         match entry {

@@ -3,12 +3,13 @@
 use super::super::subject::Subject;
 use super::memory;
 use crate::sentry::abi::NSIG;
+use crate::sentry::credentials::{Credentials, Ids};
 use crate::sentry::process::lock;
 use crate::sentry::signals::{Disposition, SignalSet};
 
 pub(super) fn text(subject: &Subject) -> Vec<u8> {
-    // Which lines there are, and what they say of the thread's processors and rights, is the host's: the thread of
-    // the supervisor has them on the guest's behalf.
+    // Which lines there are, and what they say of the thread's processors, is the host's: the thread of the supervisor
+    // has them on the guest's behalf.
     let template = subject.served_by("status");
     let figures = memory::figures(subject);
     render(&template, |name| value(subject, &figures, name))
@@ -64,6 +65,13 @@ fn value(subject: &Subject, figures: &memory::Figures, name: &str) -> Line {
         "TracerPid" => say("0".to_owned()),
         "NSpgid" => say(subject.group.to_string()),
         "NSsid" => say(subject.session.to_string()),
+        "Uid" | "Gid" | "Groups" | "CapInh" | "CapPrm" | "CapEff" | "CapBnd" | "CapAmb" => {
+            let credentials = match &subject.thread {
+                Some(thread) => thread.credentials(),
+                None => subject.process.credentials(),
+            };
+            say(identity(&credentials, name))
+        }
         "FDSize" => {
             let room = subject.files().map_or(0, |files| lock(&files).room());
             say(room.to_string())
@@ -88,6 +96,23 @@ fn value(subject: &Subject, figures: &memory::Figures, name: &str) -> Line {
         "CoreDumping" | "THP_enabled" | "untag_mask" if !alive => Line::Drop,
         _ => Line::Keep,
     }
+}
+
+/// A line about who somebody is.
+fn identity(credentials: &Credentials, name: &str) -> String {
+    let ids = |ids: Ids| format!("{}\t{}\t{}\t{}", ids.real, ids.effective, ids.saved, ids.fs);
+    let sets = credentials.caps;
+    let set = match name {
+        "Uid" => return ids(credentials.user),
+        "Gid" => return ids(credentials.group),
+        "Groups" => return credentials.groups.iter().map(|group| format!("{group} ")).collect(),
+        "CapInh" => sets.inheritable,
+        "CapPrm" => sets.permitted,
+        "CapEff" => sets.effective,
+        "CapBnd" => sets.bounding,
+        _ => sets.ambient,
+    };
+    format!("{set:016x}")
 }
 
 /// How many signals are queued, and how many may be.

@@ -30,6 +30,14 @@ impl World for Fake {
         fd < 4
     }
 
+    fn has_network(&self) -> bool {
+        true
+    }
+
+    fn has_all_memory(&self) -> bool {
+        true
+    }
+
     fn follow(&self, owner: Owner, entry: Entry) -> Result<Target<&'static str>, Errno> {
         match entry {
             // A descriptor of the directory of descriptors: a way round and round.

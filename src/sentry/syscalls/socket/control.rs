@@ -3,8 +3,9 @@
 use super::peer::{self, UCRED};
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
-use crate::sentry::file::File;
+use crate::sentry::file::{File, FileType};
 use crate::sentry::host::{self, CONTROL_HEADER, Received, control_messages};
+use crate::sentry::network;
 use crate::sentry::socket::Socket;
 use crate::sentry::task::Task;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -32,7 +33,7 @@ fn push(to: &mut Vec<u8>, level: i32, kind: i32, data: &[u8]) {
 
 impl Outbound {
     /// Reads what a guest sends along.
-    pub(super) fn read(task: &Task, addr: GuestAddr, len: u64) -> Result<Self, Errno> {
+    pub(super) fn read(task: &Task, socket: &Socket, addr: GuestAddr, len: u64) -> Result<Self, Errno> {
         let len = usize::try_from(len).ok().filter(|len| *len <= MOST).ok_or(Errno::ENOBUFS)?;
         if addr == GuestAddr::NULL || len == 0 {
             return Ok(Self::default());
@@ -44,10 +45,15 @@ impl Outbound {
         for message in control_messages(&guest) {
             match message? {
                 (libc::SOL_SOCKET, libc::SCM_RIGHTS, numbers) => {
+                    network::check_own(task.kernel(), socket)?;
                     let mut translated = Vec::with_capacity(numbers.len());
                     for number in numbers.chunks_exact(4) {
                         let file =
                             task.file(i32::from_ne_bytes([number[0], number[1], number[2], number[3]]))?;
+                        if file.file_type() == FileType::Socket {
+                            // Whoever receives it could not tell whose it is.
+                            network::check_own(task.kernel(), file.as_socket()?)?;
+                        }
                         task.kernel().passed_files.sent(&file);
                         translated.extend(file.as_fd().as_raw_fd().to_ne_bytes());
                         files.push(file);
@@ -105,7 +111,18 @@ pub(super) fn inbound(
             (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
                 let mut numbers = Vec::with_capacity(data.len());
                 for host in descriptors.by_ref().take(data.len() / 4) {
+                    if network::is_foreign(task.kernel(), socket) {
+                        flags |= libc::MSG_CTRUNC;
+                        continue;
+                    }
                     let file = task.kernel().passed_files.received(host);
+                    if network::private(task.kernel()).is_some()
+                        && file.file_type() == FileType::Socket
+                        && let Ok(socket) = file.as_socket()
+                    {
+                        // Both ends are the guest's, and only its own sockets are passed.
+                        socket.set_guests();
+                    }
                     let installed = task.files().insert(Arc::clone(&file), cloexec);
                     match installed {
                         Ok(number) => numbers.extend(number.to_ne_bytes()),

@@ -3,7 +3,7 @@
 use super::super::SysResult;
 use super::super::args::Fd;
 use super::super::transfer::Segments;
-use super::address::{read_destination, write_address};
+use super::address::{read_destination, translate, write_address};
 use super::control::{self, Outbound};
 use super::transfer::{Along, Extras, receive, send};
 use crate::GuestAddr;
@@ -71,10 +71,11 @@ fn send_message(task: &mut Task, file: &File, addr: GuestAddr, flags: i32) -> Re
     let header = Header::read(task, addr)?;
     let name = match header.name_len {
         0 => None,
-        len => read_destination(task, GuestAddr::new(header.name), len)?,
+        len => read_destination(task, file.as_socket()?, GuestAddr::new(header.name), len)?,
     };
     let segments = header.segments(task)?;
-    let control = Outbound::read(task, GuestAddr::new(header.control), header.control_len)?;
+    let control = GuestAddr::new(header.control);
+    let control = Outbound::read(task, file.as_socket()?, control, header.control_len)?;
     let along = Along { name: name.as_ref().map(|name| name.as_bytes()), control: &control.bytes };
     send(task, file, segments, along, flags)
 }
@@ -106,6 +107,7 @@ fn receive_message(task: &mut Task, file: &File, addr: GuestAddr, flags: i32) ->
         task.memory().write(GuestAddr::new(header.control), &inbound.bytes)?;
     }
     if wants_name {
+        translate(task, socket, &mut name);
         write_address(task, &name, GuestAddr::new(header.name), at(addr, offset_of!(Header, name_len))?)?;
     }
     task.memory().write_object(at(addr, offset_of!(Header, flags))?, &told)?;

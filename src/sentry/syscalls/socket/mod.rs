@@ -18,9 +18,10 @@ use crate::sentry::errno::Errno;
 use crate::sentry::file::File;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host::{self, AddressBuffer, Attention, OptionBuffer};
+use crate::sentry::network;
 use crate::sentry::socket::Socket;
 use crate::sentry::task::Task;
-use address::{Address, write_address};
+use address::{Address, translate, write_address};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 
@@ -47,6 +48,7 @@ pub(super) fn socket(task: &mut Task, domain: i32, kind: i32, protocol: i32) -> 
     if !is_offered(domain) {
         return Err(Errno::EAFNOSUPPORT);
     }
+    network::check_family(task.kernel(), domain)?;
     let host = host::socket(domain, kind | libc::SOCK_CLOEXEC, protocol)?;
     let file = make_file(task, host, domain, kind);
     task.files().insert(file, kind & libc::SOCK_CLOEXEC != 0).map(i64::from)
@@ -62,6 +64,7 @@ pub(super) fn socketpair(
     if !is_offered(domain) {
         return Err(Errno::EAFNOSUPPORT);
     }
+    network::check_family(task.kernel(), domain)?;
     let (first, second) = host::socketpair(domain, kind | libc::SOCK_CLOEXEC, protocol)?;
     // They know each other: nobody has to find them by their inodes.
     let make = |host| Arc::new(File::socket(host, Socket::new(domain, kind)));
@@ -98,12 +101,13 @@ pub(super) fn socketpair(
 pub(super) fn bind(task: &mut Task, fd: Fd, addr: GuestAddr, len: i32) -> SysResult {
     let file = task.file(fd.0)?;
     file.as_socket()?;
-    Address::read(task, addr, len)?.bind(task, file.as_fd()).map(|()| 0)
+    Address::read(task, addr, len)?.bind(task, &file).map(|()| 0)
 }
 
 pub(super) fn listen(task: &mut Task, fd: Fd, backlog: i32) -> SysResult {
     let file = task.file(fd.0)?;
     let socket = file.as_socket()?;
+    network::check_own(task.kernel(), socket)?;
     host::listen(file.as_fd(), backlog)?;
     socket.set_owner(task.process.pid);
     Ok(0)
@@ -124,7 +128,9 @@ fn after_signal(errno: Errno, file: &File, option: i32) -> Errno {
 pub(super) fn connect(task: &mut Task, fd: Fd, addr: GuestAddr, len: i32) -> SysResult {
     let file = task.file(fd.0)?;
     let socket = file.as_socket()?;
-    let address = Address::read(task, addr, len)?.resolve(task)?;
+    let address = Address::read(task, addr, len)?.resolve(task, socket)?;
+    let kernel = Arc::clone(task.kernel());
+    let _under_way = network::before_naming_another(&kernel, task, &file)?;
     if socket.is_unix() && socket.owner().is_none() {
         // Before the other end can ask.
         socket.set_owner(task.process.pid);
@@ -153,6 +159,7 @@ pub(super) fn accept4(
     }
     let file = task.file(fd.0)?;
     let socket = file.as_socket()?;
+    network::check_own(task.kernel(), socket)?;
     if !task.files().has_room() {
         // As the kernel: the connection stays in the queue.
         return Err(Errno::EMFILE);
@@ -179,6 +186,7 @@ pub(super) fn accept4(
         accepted_socket.set_owner(pid);
     }
     if wants_address {
+        translate(task, socket, &mut peer);
         write_address(task, &peer, addr, len_addr)?;
     }
     task.files().insert(accepted, flags & libc::SOCK_CLOEXEC != 0).map(i64::from)

@@ -9,6 +9,7 @@ use crate::sentry::errno::Errno;
 use crate::sentry::file::File;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host::{self, OptionBuffer};
+use crate::sentry::network;
 use crate::sentry::task::Task;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
@@ -90,6 +91,10 @@ pub(in super::super) fn setsockopt(
     if !is_in(plain(level), name) && !is_in(settable(level), name) {
         return Err(Errno::ENOPROTOOPT);
     }
+    if !matches!(level, libc::SOL_SOCKET | libc::IPPROTO_TCP) || name == libc::SO_BINDTODEVICE {
+        // Groups, interfaces and routes: where it leads.
+        network::check_own(task.kernel(), socket)?;
+    }
     let mut bytes = vec![0; len];
     if let Err(stopped) = task.memory().read(value, &mut bytes) {
         // Most options look at four bytes of however many there are said to be.
@@ -97,6 +102,13 @@ pub(in super::super) fn setsockopt(
             return Err(Errno::EFAULT);
         }
         bytes.truncate(stopped.copied);
+    }
+    if let Some(names) = network::private(task.kernel())
+        && (level, name) == (libc::SOL_SOCKET, libc::SO_PASSCRED)
+        && socket.is_unix()
+        && socket.is_guests()
+    {
+        return names.set_pass_credentials(task, &file, socket, &bytes).map(|()| 0);
     }
     host::setsockopt(file.as_fd(), level, name, &bytes)?;
     if (level, name) == (libc::SOL_SOCKET, libc::SO_RCVLOWAT) {

@@ -6,17 +6,18 @@
 use super::super::SysResult;
 use super::super::args::{Fd, InBytes, OutBytes};
 use super::super::transfer::{CHUNK, Segments, take_buffer};
-use super::address::{read_destination, write_address};
+use super::address::{read_destination, translate, write_address};
 use super::after_signal;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::file::File;
 use crate::sentry::host::{self, AddressBuffer, MayWait, Received};
+use crate::sentry::network;
 use crate::sentry::signals::SigInfo;
 use crate::sentry::socket::Socket;
 use crate::sentry::task::Task;
 use std::os::fd::AsFd as _;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// Makes a transfer; `call` is given what to add to the flags. `in_one_go`: what is there at once may be less than what a
 /// wait brings.
@@ -82,13 +83,18 @@ pub(super) fn send(
         return Err(Errno::EMSGSIZE);
     }
     note_sender(task, socket);
+    let kernel = Arc::clone(task.kernel());
+    let _under_way = match along.name {
+        Some(_) => network::before_naming_another(&kernel, task, file)?,
+        None => None,
+    };
     let piece = if socket.is_stream() { CHUNK } else { total };
     let mut buffer = take_buffer(task, total.min(piece));
     let mut along = along;
     let mut sent = 0;
     let result = loop {
         let wanted = segments.left().min(piece);
-        let copied = segments.copy_in(task.memory(), &mut buffer[..wanted]);
+        let copied = segments.copy_in(&task.call_memory(), &mut buffer[..wanted]);
         if copied < wanted && (copied == 0 || !socket.is_stream()) {
             break if sent > 0 { Ok(sent) } else { Err(Errno::EFAULT) };
         }
@@ -255,8 +261,7 @@ pub(in super::super) fn sendto(
     addr_len: i32,
 ) -> SysResult {
     let file = task.file(fd.0)?;
-    file.as_socket()?;
-    let destination = read_destination(task, addr, addr_len)?;
+    let destination = read_destination(task, file.as_socket()?, addr, addr_len)?;
     let along = Along { name: destination.as_ref().map(|address| address.as_bytes()), control: &[] };
     send(task, &file, Segments::single(buf.0, len), along, flags)
 }
@@ -271,12 +276,13 @@ pub(in super::super) fn recvfrom(
     addr_len: GuestAddr,
 ) -> SysResult {
     let file = task.file(fd.0)?;
-    file.as_socket()?;
+    let socket = file.as_socket()?;
     let mut name = AddressBuffer::new();
     let wants_name = addr != GuestAddr::NULL;
     let extras = Extras { name: wants_name.then_some(&mut name), control: &mut [], message: false };
     let received = receive(task, &file, Segments::single(buf.0, len), extras, flags)?;
     if wants_name {
+        translate(task, socket, &mut name);
         write_address(task, &name, addr, addr_len)?;
     }
     Ok(received.len as i64)
