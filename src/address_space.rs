@@ -258,7 +258,7 @@ impl AddressSpace {
         let platform = &self.inner.platform;
         // Held over the clone, so that the copied memory and the copied books agree.
         let books = patching::lock(&self.inner);
-        let process = self.inner.process.clone_process(&platform.reaper, platform.supervisor)?;
+        let process = self.inner.process.clone_process(&platform.reaper, platform.supervisor, false)?;
         let patcher = books.fork();
         drop(books);
         Ok(AddressSpace::new(Arc::clone(platform), process, patcher))

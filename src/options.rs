@@ -8,7 +8,7 @@ use std::time::Duration;
 pub enum Patching {
     /// Never: no guest byte is ever changed, every call traps.
     Off,
-    /// A site is patched when it first traps.
+    /// A site is patched when it traps, or has trapped a few times: see [`Options::patch_after`].
     #[default]
     Lazy,
     /// All sites of an executable file are patched when it is mapped.
@@ -25,6 +25,7 @@ pub enum Patching {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     patching: Patching,
+    lazy_threshold: u32,
     trampoline_bytes: usize,
     interrupt_deadline: Duration,
     co_location: bool,
@@ -36,6 +37,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             patching: Patching::default(),
+            lazy_threshold: 1,
             trampoline_bytes: usertrap::Limits::default().max_trampoline_bytes,
             interrupt_deadline: Duration::from_secs(10),
             co_location: false,
@@ -63,6 +65,23 @@ impl Options {
     #[must_use]
     pub fn patching_mode(&self) -> Patching {
         self.patching
+    }
+
+    /// With [`Patching::Lazy`]: the call of a site, counted for each address space, after which it is patched. 1, the
+    /// default, is the first.
+    ///
+    /// A patch takes as long as some twenty calls that trap. Programs that run for a moment make most of their calls
+    /// from sites that they use only a few times.
+    #[must_use]
+    pub fn patch_after(mut self, calls: u32) -> Self {
+        self.lazy_threshold = calls;
+        self
+    }
+
+    /// What [`Options::patch_after`] was set to.
+    #[must_use]
+    pub fn lazy_threshold(&self) -> u32 {
+        self.lazy_threshold
     }
 
     /// The most memory that the trampolines of one address space take, in bytes, those included that are rolled back

@@ -102,13 +102,12 @@ impl Systrap {
     /// [`Error::TooMany`], [`Error::TemplateDied`], or that of the host call that failed.
     pub fn new_address_space(&self) -> Result<AddressSpace, Error> {
         let template = &self.inner.template;
-        let process =
-            template.clone_process(&self.inner.reaper, self.inner.supervisor).map_err(
-                |error| match template.exit() {
-                    Some(how) => Error::TemplateDied { how },
-                    None => error,
-                },
-            )?;
+        let process = template
+            .clone_process(&self.inner.reaper, self.inner.supervisor, self.inner.cpus > 1)
+            .map_err(|error| match template.exit() {
+                Some(how) => Error::TemplateDied { how },
+                None => error,
+            })?;
         let patcher = Patcher::new(&self.inner.options);
         Ok(AddressSpace::new(Arc::clone(&self.inner), process, patcher))
     }

@@ -111,6 +111,7 @@ impl RequestPages {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = free.released.pop() {
             self.page(index).seq.store(0, Ordering::Relaxed);
+            self.page(index).spin.store(0, Ordering::Relaxed);
             return Ok(index);
         }
         let index = free.untouched;
@@ -135,7 +136,8 @@ impl RequestPages {
         let request = self.page(page);
         request.ops[0].nr.store(u64::MAX, Ordering::Relaxed);
         request.count.store(1, Ordering::Relaxed);
-        request.seq.store(1, Ordering::SeqCst);
+        // Not the number of a request that it may have seen.
+        request.seq.store(2, Ordering::SeqCst);
         crate::sys::futex_wake_shared(&request.seq);
         let mut abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
         abandoned.push(Abandoned { page, _slots: slots });

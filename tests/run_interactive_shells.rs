@@ -213,7 +213,6 @@ fn a_shell_outside_controls_a_guest_as_any_job() {
 }
 
 #[test]
-#[ignore = "a known defect: about one time in ten the shell inside does not come back after suspend and fg outside"]
 fn a_shell_inside_and_one_outside_take_turns() {
     compare_from_outside("turns", |user| {
         command(user, &format!("$RUN bash {}", SHELL.join(" ")));

@@ -219,6 +219,14 @@ impl Context {
         Ok(())
     }
 
+    /// Lets go of an address space that ends with this: the state is lost, and the stub thread is not brought to where
+    /// another context could take it.
+    #[cfg(feature = "sentry")]
+    pub(crate) fn leave_for_good(&mut self) {
+        self.count_answers();
+        self.abandon_home();
+    }
+
     fn leave_home(&mut self) {
         self.cool();
         self.count_answers();

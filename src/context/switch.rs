@@ -267,7 +267,7 @@ impl Context {
     }
 
     /// Lets go of a stub thread whose process is dead or dying.
-    fn abandon_home(&mut self) {
+    pub(super) fn abandon_home(&mut self) {
         self.cool();
         if let Some(home) = self.home.take() {
             patching::forget_changes(&home.space, self.key());

@@ -52,6 +52,9 @@ const PLANS: usize = 64 * 1024;
 /// Sites of one address space that are told apart in statistics. A guest chooses its sites.
 const MOST_SITES: usize = 1 << 16;
 
+/// The length of the `syscall` instruction.
+const SYSCALL_LEN: u64 = 2;
+
 /// Plans by file, so that a shell loop of short processes does not plan its libc again.
 pub(crate) type Plans = Mutex<PlanCache<FileSite>>;
 
@@ -68,12 +71,21 @@ pub(crate) struct Patcher {
     blocks: Blocks,
     /// The process registered for core-serialising barriers.
     barriers: bool,
-    /// Sites that a call came from, by the address behind them: whether one came as a patched call.
-    executed: HashMap<u64, bool>,
+    /// Sites that a call came from, by the address behind them.
+    executed: HashMap<u64, Executed>,
     limits: Limits,
     rounds: Rounds,
     starved: Starved,
     announced: Announced,
+}
+
+/// What came from a site.
+#[derive(Debug, Clone, Copy, Default)]
+struct Executed {
+    /// A call came as a patched one.
+    patched: bool,
+    /// So many calls trapped.
+    traps: u32,
 }
 
 impl Patcher {
@@ -109,6 +121,14 @@ impl Patcher {
     pub(crate) fn patched_sites(&self) -> u64 {
         self.patches.len() as u64
     }
+
+    /// Counts a call that trapped; says whether that was the one after which its site is patched.
+    fn is_worth_a_patch(&mut self, site: GuestAddr, threshold: u32) -> bool {
+        // A site that is not in the books is one too many for them.
+        let Some(seen) = self.executed.get_mut(&site.raw().wrapping_add(SYSCALL_LEN)) else { return true };
+        seen.traps = seen.traps.saturating_add(1);
+        seen.traps >= threshold
+    }
 }
 
 /// Locks the books.
@@ -122,11 +142,11 @@ pub(crate) fn note_site(space: &SpaceInner, ip: GuestAddr, patched: bool) {
     let mut books = lock(space);
     let counters = &space.platform.counters;
     if let Some(seen) = books.executed.get_mut(&ip.raw()) {
-        if patched && !std::mem::replace(seen, true) {
+        if patched && !std::mem::replace(&mut seen.patched, true) {
             counters.sites_patched.fetch_add(1, Ordering::Relaxed);
         }
     } else if books.executed.len() < MOST_SITES {
-        books.executed.insert(ip.raw(), patched);
+        books.executed.insert(ip.raw(), Executed { patched, traps: 0 });
         counters.sites.fetch_add(1, Ordering::Relaxed);
         counters.sites_patched.fetch_add(u64::from(patched), Ordering::Relaxed);
     }
@@ -144,6 +164,10 @@ pub(crate) fn patch_trapped_site(space: &SpaceInner, hands: &Hands<'_>, site: Gu
     }
     if books.mode == Patching::Off || books.patches.refusal(at).is_some() {
         return Outcome::Refused;
+    }
+    if books.mode == Patching::Lazy && !books.is_worth_a_patch(site, space.platform.options.lazy_threshold())
+    {
+        return Outcome::NotYet;
     }
     let Some(code) = books.code.around(site) else { return Outcome::Refused };
     if books.rounds.are_closed() {
@@ -218,6 +242,8 @@ pub(crate) enum Outcome {
     /// Somebody patched it before: this thread was past the jump, jumped to the `syscall`, or has a foreign %gs.
     AlreadyPatched,
     Refused,
+    /// The site has to trap more often first.
+    NotYet,
 }
 
 /// Why a plan was not carried out.

@@ -157,7 +157,11 @@ impl Task {
         self.release_robust_mutexes();
         self.context.count_answers();
         self.handle.leave_stub();
-        self.process.change_stub(started.mm.space().pid(), Arc::strong_count(&self.mm) == 1);
+        let alone = Arc::strong_count(&self.mm) == 1;
+        self.process.change_stub(started.mm.space().pid(), alone);
+        if alone {
+            self.context.leave_for_good();
+        }
         self.handle.enter_stub();
         self.process.delete_posix_timers();
         self.context = started.context;

@@ -12,7 +12,6 @@ use super::host;
 use super::kernel::Kernel;
 use super::limits::{self, Limits};
 use super::loader::{LoadError, Program};
-use super::memory::Mm;
 use super::observe::{CallCounts, Observer};
 use super::process::{Process, ProgramInfo, lock};
 use super::restrictions::Restrictions;
@@ -21,7 +20,7 @@ use super::signals::{Actions, Incoming, SignalSet, TaskSignals};
 use super::syscalls;
 use super::task::{AfterCall, ExitStatus, Task, TaskHandle, TaskParts};
 use super::trace::Trace;
-use crate::{Error, Event, Executed, Options, Stats, SwitchError, Syscall, Systrap};
+use crate::{AddressSpace, Error, Event, Executed, Options, Stats, SwitchError, Syscall, Systrap};
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::io::Write;
@@ -378,17 +377,18 @@ impl Task {
     /// Runs until the task has ended.
     pub(super) fn run(&mut self) -> Result<ExitStatus, SwitchError> {
         loop {
-            let mm: Arc<Mm> = Arc::clone(&self.mm);
-            if let Some(status) = self.run_in(&mm)? {
+            // Not the `Mm`: how many share that says whether somebody else is in it.
+            let space = self.memory().clone();
+            if let Some(status) = self.run_in(&space)? {
                 return Ok(status);
             }
         }
     }
 
     /// Runs in one address space, until the guest has ended (its status) or executed another program (`None`).
-    fn run_in(&mut self, mm: &Arc<Mm>) -> Result<Option<ExitStatus>, SwitchError> {
+    fn run_in(&mut self, space: &AddressSpace) -> Result<Option<ExitStatus>, SwitchError> {
         loop {
-            match self.context.switch(mm.space())? {
+            match self.context.switch(space)? {
                 Event::Syscall(call) => self.serve(&call)?,
                 Event::Signal(signal) => self.fault(&signal)?,
                 Event::Interrupted => self.interrupted()?,

@@ -7,16 +7,23 @@ use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use systrap_stub::request::{Answer, SEQ_BITS};
+use systrap_stub::request::{Answer, Request, SEQ_BITS};
 
 use super::placement::{confine, confined};
 use super::{ANSWER_DEADLINE, Subprocess};
+use crate::shared::RequestPages;
 use crate::{Error, StubExit, sys};
 
 /// How often the answer is looked at before the supervisor sleeps; a look takes about 90 ns.
 const LOOKS_BEFORE_SLEEP: u32 = 20;
+/// The same when the leader did not sleep before the request: it answers in some microseconds.
+const LOOKS_WHILE_AWAKE: u32 = 200;
 /// After so many sleeps that ended at once a guest is playing with the hint word: sleep by the clock.
 const EARLY_WAKES: u32 = 64;
+
+/// `pause`s of a leader that is kept awake before it sleeps: about 30 µs. Waking a halted core takes longer than most of
+/// its calls.
+const LEADER_SPIN: u32 = 3_000;
 
 /// A host call for the leader.
 #[derive(Debug, Clone, Copy)]
@@ -33,14 +40,19 @@ pub(crate) struct LeaderSeat {
     seq: u32,
     /// The CPU that the leader is confined to.
     cpu: Option<u32>,
+    /// The request that the process was born with (see [`Subprocess::request_at_birth`]) was not looked after yet.
+    at_birth: bool,
 }
 
 impl LeaderSeat {
-    /// Of a process whose parent's leader was confined to this CPU.
-    pub(super) fn new(cpu: Option<u32>) -> Self {
-        Self { seq: 0, cpu }
+    /// Of a process whose parent's leader was confined to this CPU, and which is born with a request.
+    pub(super) fn with_request_at_birth(cpu: Option<u32>) -> Self {
+        Self { seq: AT_BIRTH, cpu, at_birth: true }
     }
 }
+
+/// The sequence number of the request that a process is born with.
+const AT_BIRTH: u32 = 1;
 
 impl Subprocess {
     /// Lets the leader make one host call and returns its result.
@@ -52,7 +64,7 @@ impl Subprocess {
     /// confined to.
     pub(super) fn host_call_somewhere(&self, call: &HostCall) -> Result<(i64, Option<u32>), Error> {
         let (answer, cpu) = {
-            let mut seat = self.sit();
+            let mut seat = self.sit()?;
             (self.request(&mut seat, std::slice::from_ref(call))?, seat.cpu)
         };
         if answer.left == 0 {
@@ -62,33 +74,53 @@ impl Subprocess {
         }
     }
 
-    fn sit(&self) -> MutexGuard<'_, LeaderSeat> {
-        self.leader.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes the seat; the leader has nothing to do then.
+    pub(super) fn sit(&self) -> Result<MutexGuard<'_, LeaderSeat>, Error> {
+        let mut seat = self.leader.lock().unwrap_or_else(PoisonError::into_inner);
+        if seat.at_birth {
+            let looks = if seat.cpu.is_some() { 0 } else { LOOKS_BEFORE_SLEEP };
+            let answer = self.wait_for_answer(AT_BIRTH, looks)?;
+            seat.at_birth = false;
+            let tid = i32::try_from(answer.result).ok().filter(|_| answer.left == 0);
+            self.first_thread_is_made(tid, seat.cpu);
+        }
+        Ok(seat)
+    }
+
+    /// Puts a request into the page of a process that does not exist yet: its leader finds it at its first look, and
+    /// nobody has to wake it. `stays_awake`: it looks for the next one for a moment, unless it shares its CPU with the
+    /// caller.
+    pub(super) fn request_at_birth(requests: &RequestPages, page: u32, call: &HostCall, stays_awake: bool) {
+        let page = requests.page(page);
+        let spin = if stays_awake && confined().is_none() { LEADER_SPIN } else { 0 };
+        page.spin.store(spin, Ordering::Relaxed);
+        write_request(page, std::slice::from_ref(call));
+        page.seq.store(AT_BIRTH, Ordering::SeqCst);
+    }
+
+    /// Lets a leader that was kept awake sleep as soon as it has nothing to do.
+    pub(super) fn let_leader_sleep(&self) {
+        self.requests.page(self.request_page).spin.store(0, Ordering::Relaxed);
     }
 
     fn request(&self, seat: &mut LeaderSeat, calls: &[HostCall]) -> Result<Answer, Error> {
         let page = self.requests.page(self.request_page);
-        for (op, call) in page.ops.iter().zip(calls) {
-            op.nr.store(call.nr as u64, Ordering::Relaxed);
-            for (slot, arg) in op.args.iter().zip(call.args) {
-                slot.store(arg, Ordering::Relaxed);
-            }
-        }
+        write_request(page, calls);
         // A supervisor that is confined to a CPU waits there, and leaves it to the leader.
         let together = confined().is_some_and(|(cpu, _)| {
             seat.cpu == Some(cpu) || confine(self.pid(), cpu).inspect(|()| seat.cpu = Some(cpu)).is_some()
         });
-        page.count.store(calls.len() as u32, Ordering::Relaxed);
         seat.seq = next_seq(seat.seq);
         page.seq.store(seat.seq, Ordering::SeqCst);
         sys::futex_wake_shared(&page.seq);
         self.wait_for_answer(seat.seq, if together { 0 } else { LOOKS_BEFORE_SLEEP })
     }
 
-    /// A new process says hello once its shared areas are in place: sequence number 0, result 1.
+    /// A new process says hello once its shared areas are in place: sequence number 0, result 1. What it answers to the
+    /// request that it was born with says as much.
     pub(super) fn wait_for_hello(&self) -> Result<(), Error> {
-        let answer = self.wait_for_answer(0, LOOKS_BEFORE_SLEEP)?;
-        if answer.result == 1 && answer.left == 0 {
+        let answer = self.wait_for_answer_of(|seq| seq == 0 || seq == AT_BIRTH, LOOKS_BEFORE_SLEEP)?;
+        if answer.seq == AT_BIRTH || answer.result == 1 && answer.left == 0 {
             return Ok(());
         }
         self.kill();
@@ -96,8 +128,18 @@ impl Subprocess {
     }
 
     fn wait_for_answer(&self, seq: u32, looks_before_sleep: u32) -> Result<Answer, Error> {
+        self.wait_for_answer_of(|answered| answered == seq & ((1 << SEQ_BITS) - 1), looks_before_sleep)
+    }
+
+    fn wait_for_answer_of(
+        &self,
+        expected: impl Fn(u32) -> bool,
+        looks_before_sleep: u32,
+    ) -> Result<Answer, Error> {
         let hint = &self.slots.leader().hint;
         let started = Instant::now();
+        let leader_is_awake = self.requests.page(self.request_page).spin.load(Ordering::Relaxed) != 0;
+        let most_looks = if leader_is_awake { LOOKS_WHILE_AWAKE } else { looks_before_sleep };
         let mut looks = 0_u32;
         let mut sleeps = 0_u32;
         loop {
@@ -106,14 +148,14 @@ impl Subprocess {
                 sys::file_offset(self.slots.file()).map_err(|source| Error::host("lseek", source))?;
             let answer = Answer::from_offset(offset);
             // A fresh memfd's offset 0 is no answer: results of hello are 1.
-            if offset != 0 && answer.seq == seq & ((1 << SEQ_BITS) - 1) {
+            if offset != 0 && expected(answer.seq) {
                 return Ok(answer);
             }
             if let Some(how) = self.exit() {
                 return Err(Error::StubDied { how });
             }
             looks += 1;
-            if looks < looks_before_sleep {
+            if looks < most_looks {
                 continue;
             }
             if started.elapsed() > ANSWER_DEADLINE {
@@ -128,6 +170,16 @@ impl Subprocess {
             }
         }
     }
+}
+
+fn write_request(page: &Request, calls: &[HostCall]) {
+    for (op, call) in page.ops.iter().zip(calls) {
+        op.nr.store(call.nr as u64, Ordering::Relaxed);
+        for (slot, arg) in op.args.iter().zip(call.args) {
+            slot.store(arg, Ordering::Relaxed);
+        }
+    }
+    page.count.store(calls.len() as u32, Ordering::Relaxed);
 }
 
 /// The sequence number after `seq`. None whose answer could be the file offset 0, which stands for no answer.

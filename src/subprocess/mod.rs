@@ -168,7 +168,7 @@ impl Subprocess {
         requests: &Arc<RequestPages>,
         page: u32,
         slots: Slots,
-        cpu: Option<u32>,
+        (leader, threads): (LeaderSeat, ThreadPool),
     ) -> Arc<Self> {
         Arc::new(Self {
             pid,
@@ -178,8 +178,8 @@ impl Subprocess {
             base,
             requests: Arc::clone(requests),
             request_page: page,
-            leader: Mutex::new(LeaderSeat::new(cpu)),
-            threads: Mutex::new(ThreadPool::new()),
+            leader: Mutex::new(leader),
+            threads: Mutex::new(threads),
             attached: Mutex::new(Vec::new()),
         })
     }
@@ -187,7 +187,14 @@ impl Subprocess {
     /// Makes a stub process whose guest memory is a copy-on-write copy of this one's.
     ///
     /// The shared areas are not inherited (MADV_DONTFORK); the child maps its own before it waits on anything.
-    pub(crate) fn clone_process(&self, reaper: &Reaper, supervisor: i32) -> Result<Arc<Self>, Error> {
+    ///
+    /// `to_be_filled`: the leader of the child stays awake for a moment, for it will be asked to map a program.
+    pub(crate) fn clone_process(
+        &self,
+        reaper: &Reaper,
+        supervisor: i32,
+        to_be_filled: bool,
+    ) -> Result<Arc<Self>, Error> {
         use std::os::fd::AsRawFd;
         use systrap_stub::code::leader::CLONE_PROCESS_FLAGS;
         if let Some(how) = self.exit() {
@@ -197,6 +204,9 @@ impl Subprocess {
         let offset = u64::from(page) * crate::PAGE_SIZE;
         let memfd = slots.file().as_raw_fd() as u64;
         let request_fd = self.requests.file().as_raw_fd() as u64;
+        // Whoever makes a process runs a thread in it.
+        let first_thread = Self::prepare_first_thread(&slots, self.base);
+        Self::request_at_birth(&self.requests, page, &first_thread, to_be_filled);
         let args = [CLONE_PROCESS_FLAGS, 0, memfd, offset, supervisor as u64, request_fd];
         let call = HostCall { what: "clone", nr: libc::SYS_clone, args };
         let birth = reaper.birth();
@@ -230,7 +240,8 @@ impl Subprocess {
                 return Err(error);
             }
         };
-        let child = Self::adopt(pid, pidfd, self.base, &self.requests, page, slots, cpu);
+        let inner = (LeaderSeat::with_request_at_birth(cpu), ThreadPool::with_first_thread());
+        let child = Self::adopt(pid, pidfd, self.base, &self.requests, page, slots, inner);
         reaper.watch(&child)?;
         drop(birth);
         match child.wait_for_hello() {

@@ -14,7 +14,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::SigSet;
 
 use super::Subprocess;
+use super::leader::LeaderSeat;
 use super::template::{self, Files, Plan};
+use super::threads::ThreadPool;
 use crate::Error;
 use crate::shared::RequestPages;
 use crate::sys;
@@ -94,7 +96,10 @@ impl Reaper {
         let reaper = Self { shared, thread: Some(thread) };
         let pid = forked.map_err(|source| Error::host("forking the template stub process", source))?;
         let pidfd = Subprocess::open_child(pid).map_err(|not_adopted| not_adopted.error)?;
-        let template = Subprocess::adopt(pid, pidfd, base, requests, prepared.page, prepared.slots, None);
+        let template = {
+            let inner = (LeaderSeat::default(), ThreadPool::new());
+            Subprocess::adopt(pid, pidfd, base, requests, prepared.page, prepared.slots, inner)
+        };
         reaper.watch(&template)?;
         template.wait_for_hello().map_err(Error::of_template)?;
         Ok((reaper, template))

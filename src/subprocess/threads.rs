@@ -14,8 +14,11 @@ use super::head_start::HeadStart;
 use super::seat::Seat;
 use super::spin::Spinning;
 use super::{ANSWER_DEADLINE, HostCall, Subprocess};
-use crate::shared::SLOT_STEP;
+use crate::shared::{SLOT_STEP, Slots};
 use crate::{Error, sys};
+
+/// The slot of the thread that a process is born with.
+const FIRST_SLOT: u32 = 1;
 
 /// How long a stub thread sleeps at most before it looks again.
 const STUB_SLEEP_NS: u64 = 500_000_000;
@@ -25,6 +28,8 @@ const STUB_SLEEP_NS: u64 = 500_000_000;
 pub(crate) struct ThreadPool {
     /// Threads that wait for a RESUME_FULL: slot and thread id.
     parked: Vec<Parked>,
+    /// The thread that a process is born with, when nobody has taken it.
+    first: Option<Parked>,
     /// Slots for which no thread could be made.
     vacant: Vec<u32>,
     /// Slots that never had a thread begin here.
@@ -44,7 +49,12 @@ struct Parked {
 
 impl ThreadPool {
     pub(super) fn new() -> Self {
-        Self { parked: Vec::new(), vacant: Vec::new(), untouched: 1, usable: SLOT_STEP }
+        Self { parked: Vec::new(), first: None, vacant: Vec::new(), untouched: 1, usable: SLOT_STEP }
+    }
+
+    /// That of a process whose leader makes a thread before it is asked to.
+    pub(super) fn with_first_thread() -> Self {
+        Self { untouched: FIRST_SLOT + 1, ..Self::new() }
     }
 }
 
@@ -113,8 +123,16 @@ impl StubThread {
 impl Subprocess {
     /// A stub thread that waits for a RESUME_FULL.
     pub(crate) fn take_thread(self: &Arc<Self>) -> Result<StubThread, Error> {
+        // The leader has no more to do in a hurry.
+        self.let_leader_sleep();
         let slot = {
+            // The first thread is known when the leader has the time to make another.
+            let _seat = self.sit()?;
             let mut pool = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(first) = pool.first.take() {
+                drop(pool);
+                return self.wait_until_ready(&first);
+            }
             if let Some(Parked { slot, tid, cpu }) = pool.parked.pop() {
                 // As a new thread's: the budgets begin anew.
                 let sysmsg = self.slots.sysmsg(slot);
@@ -148,18 +166,42 @@ impl Subprocess {
 
     /// Makes a stub thread in a slot that never had one.
     fn start_thread(self: &Arc<Self>, slot: u32) -> Result<StubThread, Error> {
-        let sysmsg = self.slots.sysmsg(slot);
+        let call = Self::prepare_thread(self.slots.sysmsg(slot), self.base, slot);
+        let (tid, cpu) = self.host_call_somewhere(&call)?;
+        self.wait_until_ready(&Parked { slot, tid: i32::try_from(tid).unwrap_or(-1), cpu })
+    }
+
+    /// Prepares the call by which the leader of a process that does not exist yet makes its first thread.
+    pub(super) fn prepare_first_thread(slots: &Slots, base: u64) -> HostCall {
+        Self::prepare_thread(slots.sysmsg(FIRST_SLOT), base, FIRST_SLOT)
+    }
+
+    /// The leader has made the thread that it was born to make, or could not.
+    pub(super) fn first_thread_is_made(&self, tid: Option<i32>, cpu: Option<u32>) {
+        let mut pool = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        match tid {
+            Some(tid) => pool.first = Some(Parked { slot: FIRST_SLOT, tid, cpu }),
+            // Whoever wants it will ask again, and hear why not.
+            None => pool.vacant.push(FIRST_SLOT),
+        }
+    }
+
+    /// Prepares a slot for its thread, and the call that makes it.
+    fn prepare_thread(sysmsg: &Sysmsg, base: u64, slot: u32) -> HostCall {
         sysmsg.sleep_timeout.nsec.store(STUB_SLEEP_NS, Ordering::Relaxed);
-        let stack = self.base + SYSMSG + u64::from(slot) * SLOT_SIZE;
+        let stack = base + SYSMSG + u64::from(slot) * SLOT_SIZE;
         let scratch_top = offset_of!(Sysmsg, scratch) + size_of_val(&sysmsg.scratch);
         sysmsg.scratch_top.store(stack + scratch_top as u64, Ordering::Relaxed);
+        sysmsg.supervisor_sleeps.store(1, Ordering::SeqCst);
         let args = [CLONE_THREAD_FLAGS, stack, 0, 0, 0, 0];
-        let clone = HostCall { what: "clone of a stub thread", nr: libc::SYS_clone, args };
-        let (tid, cpu) = self.host_call_somewhere(&clone)?;
-        let thread = StubThread::new(self, slot, i32::try_from(tid).unwrap_or(-1), cpu);
+        HostCall { what: "clone of a stub thread", nr: libc::SYS_clone, args }
+    }
+
+    fn wait_until_ready(self: &Arc<Self>, new: &Parked) -> Result<StubThread, Error> {
+        let sysmsg = self.slots.sysmsg(new.slot);
+        let thread = StubThread::new(self, new.slot, new.tid, new.cpu);
         // READY is a hint like everything in the slot: whoever forges it harms its own address space only.
         let deadline = Instant::now() + ANSWER_DEADLINE;
-        sysmsg.supervisor_sleeps.store(1, Ordering::SeqCst);
         loop {
             let state = sysmsg.line.state.load(Ordering::Acquire);
             if state == wire::READY {

@@ -29,7 +29,9 @@ pub struct Request {
     pub seq: AtomicU32,
     /// How many of `ops` are to be made, 1 to [`MAX_OPS`].
     pub count: AtomicU32,
-    _pad: [u64; 7],
+    /// How often the leader looks for the next request before it sleeps, in `pause`s.
+    pub spin: AtomicU32,
+    _pad: [u32; 13],
     /// The host calls; the leader stops at the first that fails.
     pub ops: [Op; MAX_OPS],
 }

@@ -111,7 +111,7 @@ pub struct RunArguments {
 pub enum Patching {
     /// Every call is trapped
     Off,
-    /// A site is patched when it has made a call
+    /// A site is patched when it has made a few calls
     Lazy,
     /// Sites are patched when code is mapped
     Eager,

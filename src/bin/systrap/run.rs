@@ -22,6 +22,10 @@ const NOT_EXECUTABLE: u8 = 126;
 /// Exit status: the program was not found.
 const NOT_FOUND: u8 = 127;
 
+/// The call of a site after which it is patched. A patch pays after some twenty; most sites of a short-lived program
+/// make fewer.
+const PATCH_AFTER: u32 = 8;
+
 /// Says one line on standard error.
 pub fn complain(text: &str) {
     let _ = writeln!(std::io::stderr(), "systrap: {text}");
@@ -54,7 +58,7 @@ fn try_run(arguments: RunArguments) -> Result<Infallible, (u8, String)> {
 
     let mut guest = Guest::new(c_string(path.as_os_str())?)
         .args(argv)
-        .options(Options::new().patching(arguments.patching.into()));
+        .options(Options::new().patching(arguments.patching.into()).patch_after(PATCH_AFTER));
     guest = arguments.limits.apply(guest).map_err(own)?;
     if let Some(mounts) = mounts {
         guest = guest.mounts(mounts);

@@ -1,7 +1,8 @@
 //! What the sentry asks of its own process: inherited descriptors, signal masks and dispositions, the auxiliary vector.
 
 use super::{Errno, dup_cloexec};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io::Read as _;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
 /// A close-on-exec duplicate of a descriptor that this process was started with; `None` if there is none of that
 /// number.
@@ -39,9 +40,19 @@ pub(crate) fn ticks_per_second() -> u64 {
     u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).unwrap_or(100)
 }
 
+/// The first page of a small file of `/proc/PID`, which is all of it; empty if there is no such process.
+///
+/// In one read: the end of every process waits for this.
+fn proc_file(pid: i32, name: &str) -> String {
+    let mut text = [0; 4096];
+    let read = std::fs::File::open(format!("/proc/{pid}/{name}")).and_then(|mut file| file.read(&mut text));
+    let read = text.get(..read.unwrap_or(0)).unwrap_or_default();
+    String::from_utf8_lossy(read).into_owned()
+}
+
 /// Page faults of a process that were served from memory, and from a disk; 0 if there is none of that id.
 pub(crate) fn process_faults(pid: i32) -> (u64, u64) {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = proc_file(pid, "stat");
     // The name is in parentheses and may hold anything; minflt and majflt are the eighth and tenth field behind it.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
     let field = |index| fields.split_whitespace().nth(index).and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -50,7 +61,7 @@ pub(crate) fn process_faults(pid: i32) -> (u64, u64) {
 
 /// The largest amount of memory, in KiB, that a process has had resident.
 pub(crate) fn process_peak_memory_kib(pid: i32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = proc_file(pid, "status");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
@@ -105,21 +116,57 @@ pub(crate) fn block_signals(signals: &[i32]) {
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
 }
 
-/// Waits for one of the (blocked) signals and returns the kernel's `siginfo_t` as bytes.
-pub(crate) fn wait_for_signal(signals: &[i32]) -> Result<[u8; 128], Errno> {
-    let set = signal_set(signals);
-    let mut info = [0_u64; 16];
-    const _: () = assert!(size_of::<libc::siginfo_t>() == 128, "the array holds a siginfo_t");
-    // SAFETY: the array is aligned for and as large as a siginfo_t.
-    let signo = unsafe { libc::sigwaitinfo(&set, info.as_mut_ptr().cast()) };
-    if signo < 0 {
-        return Err(std::io::Error::last_os_error().into());
+/// The signals of a set, blocked in every thread, that are sent to this process.
+pub(crate) struct HostSignals {
+    set: libc::sigset_t,
+    arrivals: OwnedFd,
+}
+
+impl HostSignals {
+    pub(crate) fn new(signals: &[i32]) -> std::io::Result<Self> {
+        let set = signal_set(signals);
+        // SAFETY: the set is valid; -1 asks for a new descriptor.
+        let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(Self { set, arrivals: super::owned(fd as usize) })
     }
-    let mut bytes = [0; 128];
-    for (chunk, word) in bytes.chunks_exact_mut(8).zip(info) {
-        chunk.copy_from_slice(&word.to_ne_bytes());
+
+    /// Waits until one is there, and leaves it there.
+    pub(crate) fn wait(&self) -> Result<(), Errno> {
+        let mut fds = [libc::pollfd { fd: self.arrivals.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        loop {
+            match super::poll_now(&mut fds, -1) {
+                Err(Errno::EINTR) => {}
+                result => return result.map(drop),
+            }
+        }
     }
-    Ok(bytes)
+
+    /// Takes the next one, as the bytes of the kernel's `siginfo_t`; `EAGAIN` if there is none.
+    pub(crate) fn take(&self) -> Result<[u8; 128], Errno> {
+        let mut info = [0_u64; 16];
+        const _: () = assert!(size_of::<libc::siginfo_t>() == 128, "the array holds a siginfo_t");
+        let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the array is aligned for and as large as a siginfo_t.
+        let signo = unsafe { libc::sigtimedwait(&self.set, info.as_mut_ptr().cast(), &at_once) };
+        if signo < 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        let mut bytes = [0; 128];
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(info) {
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        Ok(bytes)
+    }
+}
+
+/// Whether a signal, blocked in the calling thread, has been sent to it or to this process and not been taken.
+pub(crate) fn is_pending(signo: i32) -> bool {
+    let mut set = signal_set(&[]);
+    // SAFETY: the set is valid for the call; sigismember only reads it.
+    unsafe { libc::sigpending(&mut set) == 0 && libc::sigismember(&set, signo) == 1 }
 }
 
 /// The features that the CPU and the kernel have enabled for user programs (XCR0).

@@ -2,7 +2,7 @@
 
 use super::tree::Usage;
 use super::{Kernel, Life, Target, Tree};
-use crate::sentry::abi::{SA_NOCLDSTOP, SA_NOCLDWAIT};
+use crate::sentry::abi::SA_NOCLDWAIT;
 use crate::sentry::process::Process;
 use crate::sentry::signals::{Disposition, SigInfo};
 use crate::sentry::task::{ExitStatus, TaskHandle};
@@ -34,7 +34,11 @@ impl Kernel {
         }
         let all_gone = tree.running == 0;
         let keepers = tree.has_keepers_to_close();
-        let stop = if last { tree.stop_to_show(self.first_pid, None) } else { None };
+        // What is left of a process that is to stop may have stopped by now.
+        let stop = match last {
+            true => tree.stop_to_show(self.first_pid, None),
+            false => tree.stopped_when_all_have(self.first_pid, &process),
+        };
         drop(tree);
         if keepers {
             drop(self.close_keepers());
@@ -173,45 +177,5 @@ impl Tree {
         }
         parent.ring();
         waits
-    }
-
-    /// A stop signal takes effect: the process stops and its parent hears of it.
-    pub(crate) fn stop(&mut self, process: &Arc<Process>, signo: i32) {
-        let Some(node) = self.node_mut(process.pid) else { return };
-        if matches!(node.life, Life::Zombie { .. } | Life::Stopped { .. }) {
-            return;
-        }
-        node.life = Life::Stopped { signo, told: false };
-        process.set_stopped(true);
-        self.notify_of_stop(process, libc::CLD_STOPPED, signo);
-    }
-
-    /// A stopped process goes on, by SIGCONT (of which the parent hears) or to be killed.
-    pub(crate) fn resume(&mut self, process: &Arc<Process>, continued: bool) {
-        if let Some(node) = self.node_mut(process.pid)
-            && matches!(node.life, Life::Stopped { .. })
-        {
-            node.life = Life::Running { continued };
-            process.set_stopped(false);
-            if continued {
-                self.notify_of_stop(process, libc::CLD_CONTINUED, libc::SIGCONT);
-            }
-        }
-    }
-
-    fn notify_of_stop(&mut self, process: &Arc<Process>, code: i32, status: i32) {
-        let parent = self.node(process.pid).and_then(|node| self.node(node.parent));
-        let Some(parent) = parent.map(|parent| Arc::clone(&parent.process)) else { return };
-        let (ignored, flags) = {
-            let actions = parent.actions();
-            let ignored = actions.disposition(libc::SIGCHLD) == Disposition::Ignore;
-            (ignored, actions.get(libc::SIGCHLD).map_or(0, |action| action.flags))
-        };
-        if !ignored && flags & SA_NOCLDSTOP == 0 {
-            let child = (process.pid, process.credentials().user.real);
-            let info = SigInfo::from_child(libc::SIGCHLD, code, child, status, Usage::default());
-            let _ = self.send(Target::Process(&parent), info);
-        }
-        parent.ring();
     }
 }

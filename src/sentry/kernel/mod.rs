@@ -5,13 +5,14 @@ mod groups;
 mod keeper;
 mod outside;
 mod send;
+mod stop;
 mod terminals;
 pub(crate) mod tree;
 mod wait;
 mod workers;
 
 pub(crate) use keeper::Keeper;
-pub(crate) use send::Target;
+pub(crate) use send::{STOPS, Target};
 pub(crate) use terminals::Link;
 pub(crate) use tree::{Child, Life, Node, Tree};
 pub(crate) use wait::{WaitFor, WaitOutcome, WaitRequest};
@@ -59,6 +60,8 @@ pub(crate) struct Kernel {
     pub(crate) signal_files: SignalFiles,
     /// Held while a terminal becomes a session's or is being given up.
     keeper_gate: Mutex<()>,
+    /// Held from taking a signal that the host sent to the supervisor until the guest has it.
+    taking_in: Mutex<()>,
     pub(crate) record_locks: Arc<RecordLocks>,
     pub(crate) counts: Mutex<Counts>,
     pub(crate) hooks: GuestHooks,
@@ -106,6 +109,7 @@ impl Kernel {
             timers: Timers::default(),
             signal_files: SignalFiles::default(),
             keeper_gate: Mutex::default(),
+            taking_in: Mutex::default(),
             record_locks: Arc::default(),
             counts: Mutex::default(),
             hooks,

@@ -1,7 +1,8 @@
 //! The guest and the shell outside: signals that come in, stops that are to be seen.
 
 use super::{Kernel, Life, Tree};
-use crate::sentry::host;
+use crate::sentry::host::{self, HostSignals};
+use crate::sentry::process::lock;
 use crate::sentry::signals::SigInfo;
 use std::time::Duration;
 
@@ -48,14 +49,14 @@ impl Tree {
         self.nodes().any(|node| {
             Some(node.group) == group
                 && matches!(node.life, Life::Running { .. })
-                && node.process.pending().set().0 & super::send::STOPS.0 != 0
+                && (node.stopping.is_some() || node.process.pending().set().0 & super::send::STOPS.0 != 0)
         })
     }
 }
 
 impl Kernel {
     /// A signal that the host sent to the supervisor.
-    pub(crate) fn pass_on(&self, info: SigInfo) {
+    fn pass_on(&self, info: SigInfo) {
         let mut tree = self.tree();
         let first = self.first_pid;
         let pids = match (info.signo(), info.is_from_kernel()) {
@@ -86,6 +87,14 @@ impl Kernel {
         let _ = tree.send_to_all(&pids, info);
     }
 
+    /// Passes on one signal that the host has sent to the supervisor, if there is one.
+    pub(crate) fn take_in(&self, signals: &HostSignals) {
+        let _whole = lock(&self.taking_in);
+        if let Ok(info) = signals.take() {
+            self.pass_on(SigInfo(info));
+        }
+    }
+
     /// Stops the supervisor, so that whoever started it sees the first process stop. Returns when it goes on.
     pub(crate) fn stop_outside(&self, signo: i32) {
         // What the same signal stops should not run on while nobody serves it.
@@ -99,6 +108,13 @@ impl Kernel {
             return; // continued already
         }
         host::stop_this_process(signo);
+        let _whole = lock(&self.taking_in);
+        if host::is_pending(libc::SIGCONT) {
+            // The first process goes on together with the signal: before, a call of it that must not be interrupted
+            // natively would be.
+            return;
+        }
+        // It has been passed on, or the host found that nobody would continue the supervisor.
         let mut tree = self.tree();
         if let Some(first) = tree.node(self.first_pid).map(|node| std::sync::Arc::clone(&node.process)) {
             tree.resume(&first, true);

@@ -20,7 +20,7 @@ pub(crate) enum Target<'a> {
 const FIRST_REAL_TIME: i32 = 32;
 
 /// The signals that stop.
-pub(super) const STOPS: SignalSet =
+pub(crate) const STOPS: SignalSet =
     SignalSet(0).with(libc::SIGSTOP).with(libc::SIGTSTP).with(libc::SIGTTIN).with(libc::SIGTTOU);
 
 impl Tree {
@@ -101,6 +101,9 @@ impl Tree {
         process.pending().discard(gone);
         for thread in &*process.threads() {
             thread.pending().discard(gone);
+            if gone == STOPS {
+                thread.set_took_stop(false);
+            }
         }
         if gone == STOPS && process.is_stopped() {
             self.resume(process, signo == libc::SIGCONT);

@@ -35,6 +35,8 @@ pub(crate) struct Node {
     /// What the parent is sent when it ends; 0 for nothing.
     pub(crate) exit_signal: i32,
     pub(crate) life: Life,
+    /// It is to stop; it has when all its threads have.
+    pub(super) stopping: Option<Stopping>,
     /// It has executed a program since it was made: `setpgid` by the parent fails then.
     pub(crate) has_executed: bool,
     /// `PR_SET_CHILD_SUBREAPER`.
@@ -56,6 +58,14 @@ pub(crate) enum Life {
     Stopped { signo: i32, told: bool },
     /// It has ended and waits to be waited for.
     Zombie { status: ExitStatus, usage: Usage },
+}
+
+/// A stop that has begun.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stopping {
+    pub(super) signo: i32,
+    /// Who sent the signal; 0 for nobody in the guest.
+    pub(super) sender: i32,
 }
 
 /// Processor time, in nanoseconds, and the largest memory, in KiB (getrusage(2)).
@@ -156,6 +166,7 @@ impl Tree {
             gave_up_terminal: false,
             exit_signal,
             life: Life::Running { continued: false },
+            stopping: None,
             has_executed: false,
             is_subreaper: false,
             death_signal: 0,

@@ -56,6 +56,9 @@ impl State {
     }
 }
 
+/// The longest range that one host call advises, far below what a stub may name.
+const MOST_ADVISED: u64 = 1 << 40;
+
 impl Mm {
     /// Where a mapping of that length would go; nothing is reserved.
     pub(crate) fn find_room(&self, len: u64) -> Result<u64, Errno> {
@@ -240,10 +243,15 @@ impl Mm {
         if start == end {
             return Ok(());
         }
-        let parts: Vec<(u64, u64)> = {
-            let state = self.state();
-            state.map.overlapping(start, end).map(|part| (part.start.max(start), part.end.min(end))).collect()
-        };
+        // What lies next to each other is one call: a thread's stack and its guard page when it ends.
+        let mut parts: Vec<(u64, u64)> = Vec::new();
+        for part in self.state().map.overlapping(start, end) {
+            let (from, to) = (part.start.max(start), part.end.min(end));
+            match parts.last_mut().filter(|last| last.1 == from && to - last.0 <= MOST_ADVISED) {
+                Some(last) => last.1 = to,
+                None => parts.push((from, to)),
+            }
+        }
         let mut covered_to = start;
         let mut hole = false;
         for (from, to) in parts {

@@ -57,6 +57,14 @@ impl Mm {
         &self.space
     }
 
+    /// Whether the program may store into files that others have, too.
+    pub(crate) fn writes_to_shared_files(&self) -> bool {
+        let writes = |region: &Region| {
+            region.shared && region.protection.write && matches!(region.backing, Backing::File { .. })
+        };
+        self.state().map.iter().any(writes)
+    }
+
     /// A copy for a child process: the memory copy-on-write by the host, the record as it is.
     pub(crate) fn fork(&self) -> Result<Mm, Errno> {
         // Held over the fork, so that the copied memory and the copied record agree.

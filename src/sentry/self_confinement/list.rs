@@ -44,7 +44,7 @@ const FREE: &[(&str, i64)] = calls! {
     SYS_process_vm_readv SYS_process_vm_writev
     // The C library: memory, threads, signals, the end.
     SYS_brk SYS_munmap SYS_mremap SYS_madvise SYS_set_robust_list SYS_rseq SYS_sigaltstack SYS_rt_sigprocmask
-    SYS_rt_sigaction SYS_rt_sigreturn SYS_rt_sigtimedwait SYS_exit SYS_exit_group
+    SYS_rt_sigaction SYS_rt_sigreturn SYS_rt_sigtimedwait SYS_rt_sigpending SYS_exit SYS_exit_group
 };
 
 /// Admitted with some arguments; see [`rules`].

@@ -1,13 +1,14 @@
 //! Delivery: from pending signals to handlers, default actions and restarted calls (kernel/signal.c `get_signal`).
 
 use super::frame::{self, FrameContext};
-use super::{AltStack, DefaultAction, Disposition, FaultState, SS_AUTODISARM, SigInfo, SignalSet};
+use super::{AltStack, DefaultAction, Disposition, FaultState, Pending, SS_AUTODISARM, SigInfo, SignalSet};
 use crate::sentry::abi::KernelSigaction;
 use crate::sentry::errno::Errno;
 use crate::sentry::hook::DeliveredSignal;
+use crate::sentry::kernel::STOPS;
 use crate::sentry::task::{ExitStatus, Task};
 use crate::{Signal, SwitchError};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 /// The call that the guest is about to return from, if it is.
 #[derive(Debug, Clone, Copy)]
@@ -94,33 +95,28 @@ impl Task {
         Ok(())
     }
 
-    /// A stop signal takes effect on the whole process, unless its group is an orphan: nobody would continue it.
-    fn stop(&mut self, info: &SigInfo) {
+    /// A stop signal takes effect on the whole process, unless its group is an orphan (nobody would continue it) or
+    /// SIGCONT has come since it was taken.
+    fn stop(&self, info: &SigInfo) {
         let signo = info.signo();
-        let kernel = Arc::clone(self.kernel());
-        let to_show = {
-            let mut tree = kernel.tree();
-            let group = tree.node(self.process.pid).map_or(0, |node| node.group);
-            if signo != libc::SIGSTOP && tree.is_orphaned(group) {
-                return;
-            }
-            tree.stop(&self.process, signo);
-            let is_first = self.process.pid == kernel.first_pid;
-            tree.stop_to_show(kernel.first_pid, is_first.then(|| info.sender().unwrap_or(0)))
-        };
-        if let Some(signo) = to_show {
-            kernel.stop_outside(signo);
+        let mut tree = self.kernel().tree();
+        let group = tree.node(self.process.pid).map_or(0, |node| node.group);
+        let stands = self.handle.set_took_stop(false);
+        if stands && (signo == libc::SIGSTOP || !tree.is_orphaned(group)) {
+            tree.stop(&self.process, signo, info.sender().unwrap_or(0));
         }
     }
 
     /// Waits while the process is stopped.
     fn stay_stopped(&mut self) {
-        while self.process.is_stopped() && !self.handle.is_doomed() {
+        let kernel = Arc::clone(self.kernel());
+        while self.process.is_stopped() || self.handle.is_at_stop() {
             let seen = self.handle.bell();
-            if self.process.is_stopped() && !self.handle.is_doomed() {
-                self.context.prepare_sleep();
-                self.handle.sleep_through(seen);
+            if self.handle.is_doomed() || !kernel.holds_at_stop(&self.handle) {
+                return;
             }
+            self.context.prepare_sleep();
+            self.handle.sleep_through(seen);
         }
     }
 
@@ -140,8 +136,14 @@ impl Task {
 
     /// Takes the next pending signal of a set out of the queues, the task's own first.
     pub(crate) fn take_signal(&self, of: SignalSet) -> Option<SigInfo> {
-        let own = self.handle.pending().take(of);
-        let info = own.or_else(|| self.process.pending().take(of))?;
+        let take_from = |mut queue: MutexGuard<'_, Pending>| {
+            let info = queue.take(of)?;
+            if STOPS.contains(info.signo()) {
+                self.handle.set_took_stop(true);
+            }
+            Some(info)
+        };
+        let info = take_from(self.handle.pending()).or_else(|| take_from(self.process.pending()))?;
         Some(self.process.signal_taken(info))
     }
 

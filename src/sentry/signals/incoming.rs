@@ -1,7 +1,7 @@
 //! Signals that the host sends to the supervisor, passed on to the guest.
 
-use super::{SigInfo, SignalSet};
-use crate::sentry::host;
+use super::SignalSet;
+use crate::sentry::host::{self, HostSignals};
 use crate::sentry::kernel::Kernel;
 use std::sync::{Arc, Weak};
 
@@ -48,15 +48,13 @@ impl Incoming {
     /// Starts the thread that passes signals on until the guest is gone.
     pub(crate) fn start(&self, kernel: &Arc<Kernel>) -> std::io::Result<()> {
         let kernel = Arc::downgrade(kernel);
-        std::thread::Builder::new().name("systrap-signals".to_owned()).spawn(move || forward(&kernel))?;
+        let signals = HostSignals::new(&FORWARDED)?;
+        std::thread::Builder::new().name("systrap-signals".to_owned()).spawn(move || {
+            while signals.wait().is_ok() {
+                let Some(kernel) = Weak::upgrade(&kernel) else { return };
+                kernel.take_in(&signals);
+            }
+        })?;
         Ok(())
-    }
-}
-
-fn forward(kernel: &Weak<Kernel>) {
-    loop {
-        let Ok(info) = host::wait_for_signal(&FORWARDED) else { continue };
-        let Some(kernel) = kernel.upgrade() else { return };
-        kernel.pass_on(SigInfo(info));
     }
 }

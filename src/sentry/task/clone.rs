@@ -173,6 +173,9 @@ impl Task {
             }
         }
         tree.add_thread(&handle);
+        if process.is_stopped() {
+            handle.attention.raise(); // it stops with the others
+        }
         drop(tree);
         if self.handle.is_doomed() {
             // Whoever ended this thread may not have seen the new one.

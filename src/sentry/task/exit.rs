@@ -12,10 +12,6 @@ impl Task {
     /// Runs the task in the calling thread until it has ended, and clears up after it.
     pub(crate) fn run_to_end(mut self) {
         self.handle.attach(self.context.interrupter());
-        if self.handle.attention.is_raised() {
-            // Whoever wanted the task before it was attached found nothing to interrupt.
-            self.context.interrupter().interrupt();
-        }
         self.handle.start_clock();
         let result = if self.act_as_guest() { self.run() } else { Ok(ExitStatus::Signaled(libc::SIGKILL)) };
         let status = match result {
@@ -50,9 +46,18 @@ impl Task {
         let usage = if is_last { usage.plus(self.mm.memory_usage()) } else { usage };
         let handle = Arc::clone(&self.handle);
         // Everything that the task holds goes before others hear of its end; the parent of a vfork goes on first.
-        let Task { context, mm, files, fs, vfork_gate, .. } = self;
+        let Task { mut context, mm, files, fs, vfork_gate, .. } = self;
+        let mut shared = None;
+        if Arc::strong_count(&mm) == 1 {
+            context.leave_for_good();
+            shared = mm.writes_to_shared_files().then(|| mm.space().clone());
+        }
         drop(context);
         drop(mm);
+        if let Some(space) = shared {
+            // The host counts the mappings of a file (F_SEAL_WRITE): they are gone when the stub process is.
+            let _ = space.release();
+        }
         drop(files);
         drop(fs);
         drop(vfork_gate);

@@ -46,6 +46,10 @@ pub(crate) struct TaskHandle {
     /// Who the task is. Only the task itself changes it.
     credentials: Mutex<Arc<Credentials>>,
     attributes: Mutex<TaskAttributes>,
+    /// It waits for the end of its process's stop. Changes under the tree's lock.
+    at_stop: AtomicBool,
+    /// It has taken a stop signal that no SIGCONT has undone since.
+    took_stop: AtomicBool,
     /// It has to end, because its process ends or another thread executes a program.
     doomed: AtomicBool,
     belongings: Mutex<Belongings>,
@@ -101,6 +105,8 @@ impl TaskHandle {
             name: Mutex::new(name),
             credentials: Mutex::new(credentials),
             attributes: Mutex::new(attributes),
+            at_stop: AtomicBool::new(false),
+            took_stop: AtomicBool::new(false),
             doomed: AtomicBool::new(false),
             belongings: Mutex::default(),
             started_ns: host::boot_time_ns(),
@@ -119,7 +125,11 @@ impl TaskHandle {
     /// Names the context that runs the task, and the calling thread as the one that drives it.
     pub(crate) fn attach(&self, interrupter: Interrupter) {
         self.host_tid.store(host::gettid(), Ordering::SeqCst);
-        *self.interrupter.lock().unwrap_or_else(PoisonError::into_inner) = Some(interrupter);
+        *lock(&self.interrupter) = Some(interrupter.clone());
+        if self.attention.is_raised() {
+            // Whoever wanted the task before found nothing to interrupt.
+            interrupter.interrupt();
+        }
     }
 
     pub(crate) fn host_tid(&self) -> i32 {
@@ -215,6 +225,21 @@ impl TaskHandle {
         self.doomed.load(Ordering::SeqCst)
     }
 
+    pub(crate) fn is_at_stop(&self) -> bool {
+        self.at_stop.load(Ordering::SeqCst)
+    }
+
+    /// Only with the tree locked.
+    pub(crate) fn set_at_stop(&self, at_stop: bool) {
+        self.at_stop.store(at_stop, Ordering::SeqCst);
+    }
+
+    /// A stop signal is being taken (`true`; its queue is locked), or undone (`false`; the tree is locked, and there
+    /// is no other in a queue). Returns what it was.
+    pub(crate) fn set_took_stop(&self, took: bool) -> bool {
+        self.took_stop.swap(took, Ordering::SeqCst)
+    }
+
     /// Queues a signal for this task; `false` when the queue is full.
     pub(crate) fn push(&self, info: SigInfo) -> bool {
         self.pending().push(info)
@@ -231,9 +256,11 @@ impl TaskHandle {
     /// Makes the task come back from wherever it is and look at its signals.
     pub(crate) fn wake(&self) {
         self.attention.raise();
+        // Whoever has looked at the bell and is about to sleep through is woken, too.
+        self.bell.fetch_add(1, Ordering::SeqCst);
         match self.place() {
             Place::HostCall => host::kick(self.host_tid()),
-            Place::Parked => self.ring(),
+            Place::Parked => host::wake_word(&self.bell),
             Place::Running => {
                 if let Some(interrupter) = &*self.interrupter.lock().unwrap_or_else(PoisonError::into_inner) {
                     interrupter.interrupt();

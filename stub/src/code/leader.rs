@@ -108,11 +108,18 @@ pub unsafe extern "C" fn template_entry() {
 #[unsafe(link_section = "systrap_stub")]
 pub unsafe extern "C" fn leader_entry() {
     naked_asm!(
-        // ---- Wait for a request: sleep while seq is the one already seen.
+        // ---- Wait for a request: look for a while, then sleep while seq is the one already seen.
         "2:",
+        "mov ebp, dword ptr [r15 + {spin}]",
+        "17:",
         "mov edx, dword ptr [r15 + {seq}]",
         "cmp edx, r14d",
         "jne 3f",
+        "sub ebp, 1",
+        "jb 18f",
+        "pause",
+        "jmp 17b",
+        "18:",
         "mov eax, 202",
         "lea rdi, [r15 + {seq}]",
         "xor esi, esi",
@@ -299,6 +306,7 @@ pub unsafe extern "C" fn leader_entry() {
         "ud2",
         seq = const offset_of!(Request, seq),
         count = const offset_of!(Request, count),
+        spin = const offset_of!(Request, spin),
         ops = const offset_of!(Request, ops),
         nr = const offset_of!(Op, nr),
         a0 = const offset_of!(Op, args),
