@@ -84,11 +84,13 @@ fn a_thread_that_drives_a_sleeping_stub_is_confined_until_it_waits_or_ends() {
     let before = own();
     let mut guest = Guest::on(&platform(true), &counting());
     let mut confined = 0;
-    for round in 0..20 {
+    for round in 0..200 {
         expect_call(&mut guest, round);
         if own() != before {
-            confined += 1;
-            assert_eq!(of_stub_thread(&guest), own(), "where the one is, there is the other");
+            // On a busy machine its guest may have run for so long that it was let go.
+            let of_stub = of_stub_thread(&guest);
+            assert!(of_stub == own() || of_stub == before, "the one is on {}, the other on {of_stub}", own());
+            confined += u32::from(of_stub == own());
         }
         guest.context.set_return(0);
         // Long enough to find the stub thread asleep the next time.
@@ -99,7 +101,7 @@ fn a_thread_that_drives_a_sleeping_stub_is_confined_until_it_waits_or_ends() {
         thread::sleep(Duration::from_millis(2));
     }
     assert!(confined > 0, "the two were never together");
-    expect_call(&mut guest, 20);
+    expect_call(&mut guest, 200);
     drop(guest);
     assert_eq!(own(), before);
 }

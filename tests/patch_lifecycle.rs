@@ -301,8 +301,9 @@ fn a_site_that_waits_for_its_padding_is_patched_in_the_end() {
         interrupter.interrupt();
         assert_eq!(running.join().expect("it ends").expect("it lives"), Event::Interrupted);
     });
-    assert_eq!(call(), Entry::Trapped, "it could not be patched until now");
-    assert_eq!(call(), Entry::Patched);
+    // The thread that ran may have been put outside before, if the machine was slow.
+    let entries = [call(), call()];
+    assert_eq!(entries[1], Entry::Patched, "{entries:?}");
     space.set_patching(Patching::Off);
     assert_eq!(bytes_at(&space, CODE, code.len()), code);
 }
