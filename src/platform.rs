@@ -12,7 +12,7 @@ use crate::patching::{self, Patcher};
 use crate::shared::RequestPages;
 use crate::stats::Counters;
 use crate::subprocess::{self, Cpus, Plan, Prepared, Reaper, Reservation, Subprocess};
-use crate::{AddressSpace, Context, Error, GuestAddr, Options, PAGE_SIZE, Stats};
+use crate::{AddressSpace, Context, Error, GuestAddr, Options, PAGE_SIZE, Patching, Stats};
 
 /// The platform; the counterpart of gVisor's `systrap.Systrap`.
 ///
@@ -74,7 +74,8 @@ impl Systrap {
         let text = subprocess::build_image(base)?;
         let plan = Plan::new(base, &prepared.files(&text, &requests), &options);
         let vdso = plan.vdso();
-        let (reaper, template) = Reaper::start(plan, base, &requests, prepared)?;
+        let decodes = options.patching_mode() != Patching::Off;
+        let (reaper, template) = Reaper::start(plan, base, &requests, prepared, decodes)?;
         make_expendable(template.pid());
         let cpus = thread::available_parallelism().map_or(1, NonZero::get);
         let inner = Inner {

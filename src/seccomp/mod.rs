@@ -4,10 +4,14 @@
 //! so the assembler puts a dispatcher on the instruction pointer in front of what it compiled.
 
 mod assemble;
+#[cfg(feature = "sentry")]
+mod by_number;
 mod supervisor;
 mod table;
 
 pub(crate) use assemble::assemble;
+#[cfg(feature = "sentry")]
+pub(crate) use by_number::{Ruling, assemble_by_number};
 pub use supervisor::{SupervisorRow, supervisor_rows, syscall_filters};
 pub use table::{Condition, FilterKind, Row, Test, rows};
 pub(crate) use table::{MEMBARRIER_REGISTER_SYNC_CORE, MEMBARRIER_SYNC_CORE, is_private_futex_op};

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 pub(crate) use image::build as build_image;
 pub(crate) use leader::HostCall;
-pub(crate) use placement::{Cpus, adopt, confine, confined, roam};
+pub(crate) use placement::{Cpus, roam};
+#[cfg(feature = "sentry")]
+pub(crate) use placement::{adopt, confine, confined};
 pub(crate) use reaper::{Prepared, Reaper};
 pub(crate) use seat::STAY;
 pub(crate) use spin::Spinning;

@@ -41,6 +41,7 @@ pub(crate) fn confined() -> Option<(u32, CpuSet)> {
 }
 
 /// The calling thread was made, or brought, where another one is confined that [`confined`] told this.
+#[cfg(feature = "sentry")]
 pub(crate) fn adopt(confined: Option<(u32, CpuSet)>) {
     CONFINED.set(confined);
 }

@@ -58,12 +58,13 @@ pub(crate) struct Reaper {
 }
 
 impl Reaper {
-    /// Starts the thread and lets it fork the template.
+    /// Starts the thread and lets it fork the template. `decodes`: instructions will be decoded in this process.
     pub(crate) fn start(
         plan: Plan,
         base: u64,
         requests: &Arc<RequestPages>,
         prepared: Prepared,
+        decodes: bool,
     ) -> Result<(Self, Arc<Subprocess>), Error> {
         let host = |what| move |errno: nix::Error| Error::host(what, errno.into());
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(host("epoll_create"))?;
@@ -83,6 +84,10 @@ impl Reaper {
                 let forked = template::fork(&plan);
                 let group = forked.as_ref().ok().copied();
                 if send.send(forked).is_ok() {
+                    if decodes {
+                        // Nobody has died yet, and the others are busy.
+                        usertrap::prepare_decoder();
+                    }
                     run(&of_thread, &pages);
                 }
                 // The template made a session of its own, so every stub process is in its group. One is left

@@ -173,7 +173,7 @@ mod write;
 pub use addr::{GuestAddr, GuestRange, Reach, SyshandlerAddr, TrampolineAddr};
 pub use arena::{ArenaError, TrampolineMemory};
 pub use cache::{FileSite, PlanCache};
-pub use decode::{CopyKind, Padding, Pinned};
+pub use decode::{CopyKind, Padding, Pinned, prepare_decoder};
 pub use patch_map::{
     ForkError, InstallError, Installation, Invalidated, Limits, Loss, PatchMap, Removal, Retirement,
     RipMeaning,

@@ -13,8 +13,8 @@
 mod list;
 
 use crate::Systrap;
+use crate::seccomp::{Ruling, assemble_by_number};
 use crate::sentry::host;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetArch};
 use std::collections::BTreeMap;
 
 /// A seccomp filter for the process that runs a guest ([`Guest::supervisor_filter`](super::Guest::supervisor_filter)).
@@ -74,23 +74,10 @@ impl SupervisorFilter {
         for nr in &self.more {
             rules.insert(*nr, Vec::new());
         }
-        let threads = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-        rules.insert(libc::SYS_clone3, Vec::new());
-        // The list is last: it does not admit another filter.
-        apply(threads, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS as u32))?;
-        apply(rules, SeccompAction::Trap, SeccompAction::Allow)
+        let mut rulings: BTreeMap<_, _> =
+            rules.into_iter().map(|(nr, rules)| (nr, Ruling::Admit(rules))).collect();
+        rulings.insert(libc::SYS_clone3, Ruling::Fail(libc::ENOSYS as u16));
+        let program = assemble_by_number(rulings).map_err(|error| error.to_string())?;
+        seccompiler::apply_filter_all_threads(&program).map_err(|error| error.to_string())
     }
-}
-
-fn apply(
-    rules: BTreeMap<i64, Vec<SeccompRule>>,
-    mismatch: SeccompAction,
-    matched: SeccompAction,
-) -> Result<(), String> {
-    let compile = |rules| {
-        let filter = SeccompFilter::new(rules, mismatch, matched, TargetArch::x86_64)?;
-        BpfProgram::try_from(filter)
-    };
-    let program = compile(rules).map_err(|error| error.to_string())?;
-    seccompiler::apply_filter_all_threads(&program).map_err(|error| error.to_string())
 }
