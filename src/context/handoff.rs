@@ -102,7 +102,7 @@ impl<'a> HandOff<'a> {
         let may_spin = self.platform.may_spin();
         let stub_slept = sysmsg.stub_sleeps.load(Ordering::Relaxed) != 0;
         let seat = self.thread.seat();
-        let near = seat.choose(&self.platform.places, self.thread.tid(), stub_slept, may_spin);
+        let near = seat.choose(&self.platform.places, self.thread, stub_slept, may_spin);
         let may_spin = may_spin && !near;
         // Work is done in microseconds, and mostly followed by more: whatever the guest's own calls were like.
         let is_work = self.attention.is_none() && may_spin;
@@ -191,7 +191,7 @@ impl<'a> HandOff<'a> {
             let timeout = if stays { timeout.min(STAY) } else { timeout };
             if stays && started.elapsed() >= STAY {
                 stays = false;
-                self.thread.seat().let_go(&self.platform.places, self.thread.tid());
+                self.thread.seat().let_go(&self.platform.places, self.thread);
             }
             if !patience.trusts_the_word(Instant::now()) {
                 std::thread::sleep(Duration::from_millis(1));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use systrap_stub::request::{Answer, Request, SEQ_BITS};
 
-use super::placement::{confine, confined};
+use super::placement::confined;
 use super::{ANSWER_DEADLINE, Subprocess};
 use crate::shared::RequestPages;
 use crate::{Error, StubExit, sys};
@@ -108,7 +108,8 @@ impl Subprocess {
         write_request(page, calls);
         // A supervisor that is confined to a CPU waits there, and leaves it to the leader.
         let together = confined().is_some_and(|(cpu, _)| {
-            seat.cpu == Some(cpu) || confine(self.pid(), cpu).inspect(|()| seat.cpu = Some(cpu)).is_some()
+            seat.cpu == Some(cpu)
+                || self.confine(self.pid(), cpu).inspect(|()| seat.cpu = Some(cpu)).is_some()
         });
         seat.seq = next_seq(seat.seq);
         page.seq.store(seat.seq, Ordering::SeqCst);

@@ -15,6 +15,8 @@ use std::time::Instant;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
+use super::Subprocess;
+
 /// No CPU.
 const NOWHERE: u32 = u32::MAX;
 /// For so many microseconds after a sign of life a CPU counts as awake and as taken.
@@ -169,11 +171,6 @@ impl Cpus {
         self.all.is_set(cpu as usize).unwrap_or(false)
     }
 
-    /// Lets a stub thread run anywhere.
-    pub(super) fn release(&self, tid: i32) {
-        let _ = sched_setaffinity(Pid::from_raw(tid), &self.all);
-    }
-
     /// Moves the calling thread away from the CPU it is on, and lets it run anywhere from there.
     pub(super) fn part(&self) {
         CONFINED.set(None);
@@ -185,7 +182,22 @@ impl Cpus {
     }
 }
 
-/// Confines a thread of the supervisor's or of a stub process.
+impl Subprocess {
+    /// Confines one of its threads: their ids are their own as long as the process lives, for no thread ends alone.
+    pub(super) fn confine(&self, tid: i32, cpu: u32) -> Option<()> {
+        let _alive = self.hold_alive().ok()?;
+        confine(tid, cpu)
+    }
+
+    /// Lets one of its threads run anywhere.
+    pub(super) fn let_roam(&self, tid: i32, cpus: &Cpus) {
+        if let Ok(_alive) = self.hold_alive() {
+            let _ = sched_setaffinity(Pid::from_raw(tid), &cpus.all);
+        }
+    }
+}
+
+/// Confines a thread of this process; 0 is the calling one.
 pub(crate) fn confine(tid: i32, cpu: u32) -> Option<()> {
     let mut one = CpuSet::new();
     one.set(cpu as usize).ok()?;

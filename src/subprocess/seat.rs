@@ -15,7 +15,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::placement::{Cpus, confine, roam};
+use super::placement::{Cpus, roam};
 
 /// After so long in its own code a guest may run on any CPU.
 pub(crate) const STAY: Duration = Duration::from_millis(1);
@@ -31,6 +31,16 @@ const LOOK_AGAIN_US: u64 = 4_000;
 const SHORT_WAIT_US: u64 = 1_000;
 /// Times are kept of about so many microseconds.
 const MEMORY_US: u64 = 10_000;
+
+/// A thread that can be moved.
+pub(crate) trait Sitter {
+    /// Which one it is.
+    fn id(&self) -> u32;
+    /// Confines it to a CPU; whether that was done.
+    fn confine(&self, cpu: u32) -> bool;
+    /// Lets it run anywhere.
+    fn let_roam(&self, cpus: &Cpus);
+}
 
 /// Where a stub thread is, as far as its supervisor has a say. Only the thread that drives the context uses it.
 #[derive(Debug)]
@@ -136,7 +146,7 @@ impl Seat {
     }
 
     /// Before a reply to a stub thread, which may be asleep: whether both sides sleep on one CPU until the next.
-    pub(crate) fn choose(&self, cpus: &Cpus, tid: i32, asleep: bool, may_spin: bool) -> bool {
+    pub(crate) fn choose(&self, cpus: &Cpus, stub: &impl Sitter, asleep: bool, may_spin: bool) -> bool {
         if !cpus.several() {
             return false;
         }
@@ -147,18 +157,18 @@ impl Seat {
                 return false;
             }
             if may_spin && !self.run_was_short(quick) {
-                self.let_go(cpus, tid);
+                self.let_go(cpus, stub);
                 return false;
             }
             self.together.store(true, Ordering::Relaxed);
         } else if may_spin && quick >= PART {
             self.together.store(false, Ordering::Relaxed);
             self.short_runs.store(0, Ordering::Relaxed);
-            self.let_go(cpus, tid);
+            self.let_go(cpus, stub);
             cpus.part();
             return false;
         }
-        self.sit_down(cpus, tid);
+        self.sit_down(cpus, stub);
         true
     }
 
@@ -170,23 +180,23 @@ impl Seat {
         short_runs >= SHORT_RUNS
     }
 
-    fn sit_down(&self, cpus: &Cpus, tid: i32) {
+    fn sit_down(&self, cpus: &Cpus, stub: &impl Sitter) {
         let now = cpus.now();
-        let who = tid.unsigned_abs();
+        let who = stub.id();
         let look = self.share.go_on(now);
         let busy = self.share.is_busy.load(Ordering::Relaxed);
         let stays = if look { None } else { cpus.stays(who, busy, now) };
         let Some(cpu) = stays.or_else(|| cpus.settle(who, busy, now)) else { return };
-        if self.cpu.load(Ordering::Relaxed) != cpu + 1 && confine(tid, cpu).is_some() {
+        if self.cpu.load(Ordering::Relaxed) != cpu + 1 && stub.confine(cpu) {
             self.cpu.store(cpu + 1, Ordering::Relaxed);
         }
     }
 
     /// The stub thread may run anywhere.
-    pub(crate) fn let_go(&self, cpus: &Cpus, tid: i32) {
+    pub(crate) fn let_go(&self, cpus: &Cpus, stub: &impl Sitter) {
         if self.cpu.load(Ordering::Relaxed) != 0 {
             self.cpu.store(0, Ordering::Relaxed);
-            cpus.release(tid);
+            stub.let_roam(cpus);
         }
     }
 
@@ -252,7 +262,21 @@ mod tests {
         assert!(!share.waits_shortly());
     }
 
-    /// Moves this test's own thread about, as its supervisor's and as the stub thread.
+    struct Anybody;
+
+    impl Sitter for Anybody {
+        fn id(&self) -> u32 {
+            7
+        }
+
+        fn confine(&self, _: u32) -> bool {
+            true
+        }
+
+        fn let_roam(&self, _: &Cpus) {}
+    }
+
+    /// Moves this test's own thread about, as the supervisor's.
     #[test]
     fn many_quick_calls_part_the_sides_and_short_runs_bring_them_together() {
         let checks = || {
@@ -261,25 +285,24 @@ mod tests {
                 println!("one CPU only: nothing to choose between");
                 return;
             }
-            let tid = nix::unistd::gettid().as_raw();
             let seat = Seat::new(None);
-            assert!(seat.choose(&cpus, tid, true, true), "a new thread begins together");
+            assert!(seat.choose(&cpus, &Anybody, true, true), "a new thread begins together");
             for _ in 0..PART {
                 seat.waited(QUICK / 2);
             }
-            assert!(!seat.choose(&cpus, tid, false, true));
+            assert!(!seat.choose(&cpus, &Anybody, false, true));
             assert_eq!(seat.cpu(), None);
             // The run of calls that parted them was long enough.
             for _ in 0..SHORT_RUNS {
-                assert!(!seat.choose(&cpus, tid, true, true));
+                assert!(!seat.choose(&cpus, &Anybody, true, true));
             }
-            assert!(seat.choose(&cpus, tid, true, true));
+            assert!(seat.choose(&cpus, &Anybody, true, true));
             assert!(seat.cpu().is_some());
             for _ in 0..PART {
                 seat.waited(QUICK);
             }
-            assert!(seat.choose(&cpus, tid, true, true), "no quick calls");
-            seat.let_go(&cpus, tid);
+            assert!(seat.choose(&cpus, &Anybody, true, true), "no quick calls");
+            seat.let_go(&cpus, &Anybody);
             assert_eq!(seat.cpu(), None);
         };
         std::thread::spawn(checks).join().expect("the thread's checks");

@@ -11,7 +11,8 @@ use systrap_stub::sysmsg::Sysmsg;
 use systrap_stub::wire;
 
 use super::head_start::HeadStart;
-use super::seat::Seat;
+use super::placement::Cpus;
+use super::seat::{Seat, Sitter};
 use super::spin::Spinning;
 use super::{ANSWER_DEADLINE, HostCall, Subprocess};
 use crate::shared::{SLOT_STEP, Slots};
@@ -117,6 +118,20 @@ impl StubThread {
     pub(crate) fn park(self) {
         let mut pool = self.process.threads.lock().unwrap_or_else(PoisonError::into_inner);
         pool.parked.push(Parked { slot: self.slot, tid: self.tid, cpu: self.seat.cpu() });
+    }
+}
+
+impl Sitter for StubThread {
+    fn id(&self) -> u32 {
+        self.tid.unsigned_abs()
+    }
+
+    fn confine(&self, cpu: u32) -> bool {
+        self.process.confine(self.tid, cpu).is_some()
+    }
+
+    fn let_roam(&self, cpus: &Cpus) {
+        self.process.let_roam(self.tid, cpus);
     }
 }
 
