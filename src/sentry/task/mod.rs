@@ -7,6 +7,7 @@ mod give;
 mod handle;
 
 mod restart;
+mod run;
 mod waiting;
 
 use clone::VforkGate;
