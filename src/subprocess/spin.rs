@@ -101,7 +101,10 @@ impl Spinning {
         if self.dozes.load(Ordering::Relaxed) != 0 {
             self.dozes.store(0, Ordering::Relaxed);
         } else if slept {
-            self.stub.failed();
+            // One that was not told to spin has not spun in vain.
+            if told == FULL {
+                self.stub.failed();
+            }
         } else {
             self.stub.worked(told);
         }
@@ -172,6 +175,15 @@ mod tests {
             spinning.supervisor_slept(WORTH_A_SLEEP / 2);
         }
         assert_eq!(spinning.supervisor(true), FULL);
+    }
+
+    #[test]
+    fn sleeping_as_told_is_no_failure() {
+        let spinning = Spinning::default();
+        for _ in 0..10 {
+            assert_eq!(stub(&spinning, false, true), None, "no CPU to spare");
+        }
+        assert_eq!(stub(&spinning, true, true), Some(FULL));
     }
 
     #[test]
