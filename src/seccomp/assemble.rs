@@ -8,26 +8,16 @@ use seccompiler::{
 };
 use systrap_stub::code::SyscallSite;
 
+use super::bpf::{
+    AUDIT_ARCH_X86_64, DATA_ARCH, JMP_JA, JMP_JEQ_K, LD_W_ABS, RET_ALLOW, RET_K, RET_TRAP, jump, statement,
+};
 use super::{Condition, FilterKind, Row, Test};
 
-// linux/bpf_common.h and linux/seccomp.h
-const LD_W_ABS: u16 = 0x20;
-const JMP_JEQ_K: u16 = 0x15;
-const JMP_JA: u16 = 0x05;
-const RET_K: u16 = 0x06;
-const DATA_ARCH: u32 = 4;
 const DATA_IP_LOW: u32 = 8;
 const DATA_IP_HIGH: u32 = 12;
-const RET_TRAP: u32 = 0x0003_0000;
-const RET_ALLOW: u32 = 0x7fff_0000;
-const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
-
-fn statement(code: u16, k: u32) -> sock_filter {
-    sock_filter { code, jt: 0, jf: 0, k }
-}
 
 fn jump_if_equal(k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter { code: JMP_JEQ_K, jt, jf, k }
+    jump(JMP_JEQ_K, k, jt, jf)
 }
 
 /// Compiles one filter for a stub at `base`.

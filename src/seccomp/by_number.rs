@@ -6,19 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetArch, sock_filter};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule, TargetArch};
 
-// linux/bpf_common.h and linux/seccomp.h
-const LD_W_ABS: u16 = 0x20;
-const JMP_JEQ_K: u16 = 0x15;
+use super::bpf::{
+    AUDIT_ARCH_X86_64, DATA_ARCH, JMP_JA, JMP_JEQ_K, LD_W_ABS, RET_ALLOW, RET_K, RET_TRAP, jump, statement,
+};
+
 const JMP_JGE_K: u16 = 0x35;
-const JMP_JA: u16 = 0x05;
-const RET_K: u16 = 0x06;
 const DATA_NR: u32 = 0;
-const DATA_ARCH: u32 = 4;
-const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
-const RET_TRAP: u32 = 0x0003_0000;
-const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
 
 /// What becomes of a call.
@@ -28,14 +23,6 @@ pub(crate) enum Ruling {
     Admit(Vec<SeccompRule>),
     /// It fails.
     Fail(u16),
-}
-
-fn statement(code: u16, k: u32) -> sock_filter {
-    sock_filter { code, jt: 0, jf: 0, k }
-}
-
-fn jump(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter { code, jt, jf, k }
 }
 
 /// Compiles a filter; calls without a ruling, and those of another architecture, raise SIGSYS.
@@ -92,7 +79,7 @@ fn tree(blocks: &[(u32, BpfProgram)]) -> BpfProgram {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition};
+    use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, sock_filter};
 
     /// Runs a program as the kernel does (net/core/filter.c), as far as these filters go.
     fn verdict(program: &BpfProgram, nr: u32, arch: u32, args: [u64; 6]) -> u32 {

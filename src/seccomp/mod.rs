@@ -4,6 +4,7 @@
 //! so the assembler puts a dispatcher on the instruction pointer in front of what it compiled.
 
 mod assemble;
+mod bpf;
 #[cfg(feature = "sentry")]
 mod by_number;
 mod supervisor;
