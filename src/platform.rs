@@ -1,7 +1,6 @@
 //! The platform: one template stub process, and everything cloned from it.
 
 use std::num::NonZero;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -11,7 +10,7 @@ use crate::arch::xstate;
 use crate::patching::{self, Patcher};
 use crate::shared::RequestPages;
 use crate::stats::Counters;
-use crate::subprocess::{self, Cpus, Plan, Prepared, Reaper, Reservation, Subprocess};
+use crate::subprocess::{self, Cpus, Gangs, Plan, Prepared, Reaper, Reservation, Subprocess};
 use crate::{AddressSpace, Context, Error, GuestAddr, Options, PAGE_SIZE, Patching, Stats};
 
 /// The platform; the counterpart of gVisor's `systrap.Systrap`.
@@ -48,8 +47,7 @@ pub(crate) struct Inner {
     min_user_address: GuestAddr,
     cpus: usize,
     pub(crate) places: Cpus,
-    /// Contexts that are being switched in quick succession; see [`Inner::may_spin`].
-    hot: AtomicUsize,
+    pub(crate) gangs: Gangs,
     template: Arc<Subprocess>,
     pub(crate) reaper: Reaper,
 }
@@ -78,6 +76,7 @@ impl Systrap {
         let (reaper, template) = Reaper::start(plan, base, &requests, prepared, decodes)?;
         make_expendable(template.pid());
         let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+        let gangs = Gangs::new(cpus, options.has_co_location());
         let inner = Inner {
             options,
             xstate,
@@ -89,7 +88,7 @@ impl Systrap {
             min_user_address: min_user_address(),
             cpus,
             places: Cpus::detect(options.has_co_location()),
-            hot: AtomicUsize::new(0),
+            gangs,
             template,
             reaper,
         };
@@ -223,19 +222,6 @@ impl Inner {
 
     pub(crate) fn template_pid(&self) -> i32 {
         self.template.pid()
-    }
-
-    pub(crate) fn heat(&self) {
-        self.hot.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn cool(&self) {
-        self.hot.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Whether both sides of a hand-off may spin: each hot context keeps two CPUs busy.
-    pub(crate) fn may_spin(&self) -> bool {
-        self.hot.load(Ordering::Relaxed) * 2 <= self.cpus
     }
 }
 

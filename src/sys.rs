@@ -38,6 +38,24 @@ pub(crate) fn futex_wake_private(word: &AtomicU32) {
     }
 }
 
+/// FUTEX_WAKE of one sleeper on a word of this process.
+pub(crate) fn futex_wake_one_private(word: &AtomicU32) {
+    // SAFETY: FUTEX_WAKE only uses the address.
+    unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 1);
+    }
+}
+
+/// FUTEX_WAIT on a word of this process; returns at the latest after `timeout`, for whatever reason.
+pub(crate) fn futex_wait_private(word: &AtomicU32, expected: u32, timeout: Duration) {
+    let timeout = timespec(timeout);
+    let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: the word and the timeout live for the call.
+    unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), operation, expected, &raw const timeout);
+    }
+}
+
 /// FUTEX_WAIT on a shared word; returns at the latest after `timeout`, for whatever reason.
 pub(crate) fn futex_wait_shared(word: &AtomicU32, expected: u32, timeout: Duration) {
     let timeout = timespec(timeout);

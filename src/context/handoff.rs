@@ -99,7 +99,7 @@ impl<'a> HandOff<'a> {
     fn exchange_with(&self, reply: u32, fill: impl FnOnce(&Line)) -> Result<StubEvent, SwitchError> {
         let sysmsg = self.thread.sysmsg();
         let spinning = self.thread.spinning();
-        let may_spin = self.platform.may_spin();
+        let may_spin = self.platform.gangs.may_spin();
         let stub_slept = sysmsg.stub_sleeps.load(Ordering::Relaxed) != 0;
         let seat = self.thread.seat();
         let near = seat.choose(&self.platform.places, self.thread, stub_slept, may_spin);
@@ -173,6 +173,8 @@ impl<'a> HandOff<'a> {
         let mut kicks = Kicks { first: None, next: started, pause: FIRST_KICK };
         let mut patience = Patience::new(started);
         let mut stays = near;
+        // A guest that computes may wait by and by without an event.
+        let (mut is_hot, mut look_again) = (self.attention.is_some(), STAY);
         let result = loop {
             // Full barrier: announce the sleep before the last look at the state.
             sysmsg.supervisor_sleeps.swap(1, Ordering::SeqCst);
@@ -188,11 +190,16 @@ impl<'a> HandOff<'a> {
                 Ok(timeout) => timeout,
                 Err(error) => break Err(error),
             };
-            let timeout = if stays { timeout.min(STAY) } else { timeout };
+            if is_hot && self.guest_waits(reply) {
+                is_hot = false;
+                self.platform.gangs.leave();
+            }
+            let timeout = if stays || is_hot { timeout.min(look_again) } else { timeout };
             if stays && started.elapsed() >= STAY {
                 stays = false;
                 self.thread.seat().let_go(&self.platform.places, self.thread);
             }
+            look_again = (look_again * 2).min(SLEEP);
             if !patience.trusts_the_word(Instant::now()) {
                 std::thread::sleep(Duration::from_millis(1));
             } else if let Err(source) =
@@ -202,7 +209,17 @@ impl<'a> HandOff<'a> {
             }
         };
         sysmsg.supervisor_sleeps.store(0, Ordering::Relaxed);
+        if self.attention.is_some() && !is_hot {
+            self.platform.gangs.enter();
+        }
         result
+    }
+
+    /// Whether the stub thread is in a host call of its guest's, and needs no CPU. By a passed one's word it says so itself: a
+    /// guest that lies only makes others spin in vain.
+    fn guest_waits(&self, reply: u32) -> bool {
+        matches!(reply, wire::EXECUTE_RESUME | wire::EXECUTE_RESUME_IF_DONE)
+            || self.thread.sysmsg().in_passed_call.load(Ordering::Relaxed) != 0
     }
 
     /// Sends the interrupt signal if it is due; says how long to sleep.

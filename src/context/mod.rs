@@ -28,7 +28,7 @@ use state::FullState;
 use crate::address_space::SpaceInner;
 use crate::platform::Inner;
 use crate::stats::{RecentSites, Registered};
-use crate::subprocess::{Attention, StubThread};
+use crate::subprocess::{Attention, Member, StubThread};
 use crate::{Error, Registers};
 
 /// The execution state of one guest thread; the counterpart of gVisor's `platform.Context`.
@@ -57,7 +57,7 @@ pub struct Context {
     /// The last event is a call that brought something along, as far as its number and its way say.
     brought: bool,
     recent_sites: RecentSites,
-    hot: bool,
+    turn: Member,
 }
 
 /// The stub thread that holds a context's registers.
@@ -104,7 +104,7 @@ impl Context {
             answers: Answers::default(),
             brought: false,
             recent_sites: RecentSites::new(),
-            hot: false,
+            turn: Member::default(),
         }
     }
 
@@ -248,18 +248,17 @@ impl Context {
         crate::patching::ContextKey::of(Arc::as_ptr(&self.attention))
     }
 
+    /// The guest is about to run. If others want the CPUs this waits for them first, for a bounded time.
     fn heat(&mut self) {
-        if !self.hot {
-            self.hot = true;
-            self.platform.heat();
+        let is_quick = || self.home.as_ref().is_some_and(|home| home.thread.seat().is_quick());
+        if self.turn.gives_way(&self.platform.gangs, is_quick) {
+            self.prepare_sleep();
         }
+        self.turn.heat(&self.platform.gangs);
     }
 
     fn cool(&mut self) {
-        if self.hot {
-            self.hot = false;
-            self.platform.cool();
-        }
+        self.turn.cool(&self.platform.gangs);
     }
 }
 

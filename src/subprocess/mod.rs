@@ -1,5 +1,6 @@
 //! One stub process: its life, its leader, its stub threads.
 
+mod gang;
 mod head_start;
 mod image;
 mod leader;
@@ -16,6 +17,7 @@ use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::time::{Duration, Instant};
 
+pub(crate) use gang::{Gangs, Member};
 pub(crate) use image::build as build_image;
 pub(crate) use leader::HostCall;
 pub(crate) use placement::{Cpus, roam};

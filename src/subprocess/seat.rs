@@ -140,6 +140,11 @@ impl Seat {
         }
     }
 
+    /// Whether the guest makes one call after the other.
+    pub(crate) fn is_quick(&self) -> bool {
+        self.quick.load(Ordering::Relaxed) >= PART
+    }
+
     /// The CPU that the stub thread is confined to.
     pub(crate) fn cpu(&self) -> Option<u32> {
         self.cpu.load(Ordering::Relaxed).checked_sub(1)

@@ -152,7 +152,9 @@ pub struct Sysmsg {
     /// Bit n set: private futex operation n goes to the host kernel, if the call is passed on at all. Written by the
     /// supervisor.
     pub passed_futexes: AtomicU32,
-    _pad2: u32,
+    /// Not 0 while the host kernel makes a call that was passed on to it. A hint: the guest's claim, and left behind when an
+    /// interrupt rolls the call back. Written by the stub.
+    pub in_passed_call: AtomicU32,
     /// A stack of a few words.
     pub scratch: [AtomicU64; 8],
     /// What an argument of the call points to, for those numbers whose flag says so. Written by the stub: the guest's claim.

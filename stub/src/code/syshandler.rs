@@ -148,6 +148,7 @@ pub unsafe extern "C" fn syshandler() {
         "mov gs:[{ctx} + {rcx}], rcx",
         "mov gs:[{ctx} + {r11}], r11",
         "mov eax, dword ptr gs:[{saved_nr}]",
+        "mov dword ptr gs:[{in_passed_call}], 1",
         // An interrupt here, or behind the call if it returned EINTR, is one of the guest at its `syscall` (sighandler).
         ".globl systrap_pass",
         ".hidden systrap_pass",
@@ -156,6 +157,7 @@ pub unsafe extern "C" fn syshandler() {
         ".globl systrap_ip_fast_pass",
         ".hidden systrap_ip_fast_pass",
         "systrap_ip_fast_pass:",
+        "mov dword ptr gs:[{in_passed_call}], 0",
         "mov rcx, gs:[{ctx} + {rcx}]",
         "mov r11, gs:[{ctx} + {r11}]",
         "jmp 81b",
@@ -445,6 +447,7 @@ pub unsafe extern "C" fn syshandler() {
         page_size = const 4096,
         futex = const 202,
         private = const 128,
+        in_passed_call = const offset_of!(Sysmsg, in_passed_call),
         passed_futexes = const offset_of!(Sysmsg, passed_futexes),
         saved_nr = const offset_of!(Sysmsg, saved_nr),
         answers = const offset_of!(Sysmsg, answers),
