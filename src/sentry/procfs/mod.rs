@@ -179,6 +179,11 @@ impl Task {
     pub(crate) fn reveal(&self, directory: BorrowedFd<'_>, path: &CStr) -> Result<Found, Errno> {
         let flags = libc::O_PATH | libc::O_CLOEXEC;
         let reached = host::openat(directory, path, flags, 0)?;
+        self.reveal_opened(reached.as_fd())
+    }
+
+    /// The same for what is open already: who swaps links gets nothing else by a second look at the path.
+    pub(crate) fn reveal_opened(&self, reached: BorrowedFd<'_>) -> Result<Found, Errno> {
         let name =
             CString::new(format!("/proc/self/fd/{}", reached.as_raw_fd())).map_err(|_| Errno::ENOENT)?;
         let name = host_link(&name)?;
