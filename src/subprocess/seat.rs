@@ -17,8 +17,10 @@ use std::time::Duration;
 
 use super::placement::{Cpus, roam};
 
-/// After so long in its own code a guest may run on any CPU.
-pub(crate) const STAY: Duration = Duration::from_millis(1);
+/// After so long in its own code a guest may run on any CPU: longer than any host's scheduler lets its tick wait. A time-out
+/// that comes before everything else that the CPU waits for has the host set that CPU's timer, and once more when the
+/// event comes before; in a virtual machine either leaves the machine, which was 8 µs a call.
+pub(crate) const STAY: Duration = Duration::from_millis(10);
 /// An event that comes within this time comes quickly.
 const QUICK: Duration = Duration::from_micros(50);
 /// After so many quick calls in a row the sides part: about what parting costs.
