@@ -6,7 +6,7 @@ mod small_guest;
 
 use std::sync::Arc;
 
-use iced_x86::code_asm::{eax, qword_ptr, r12, r13, rax, rbx, rdi, rdx, rsi};
+use iced_x86::code_asm::{eax, qword_ptr, r10, r12, r13, rax, rbx, rdi, rdx, rsi};
 use small_guest::{CODE, DATA, assemble, guest, next_call};
 use systrap::{
     AddressSpace, Context, Entry, GuestAddr, Options, PAGE_SIZE, PassedCalls, Patching, Protection,
@@ -44,7 +44,7 @@ fn code() -> Vec<u8> {
                 a.pop(rdx)?;
                 a.push(0x202)?;
                 a.popfq()?;
-                a.mov(iced_x86::code_asm::r10, rsi)?;
+                a.mov(r10, rsi)?;
                 a.mov(rsi, rdx)?;
                 a.mov(rdx, rdi)?;
                 a.mov(rdi, rax)?;
@@ -239,4 +239,39 @@ fn a_thread_that_another_context_gets_brings_what_that_one_asked_for() {
     assert!(SentArguments::default().first(512).is_err(), "beyond the stub's table");
     assert_eq!(CODE.raw(), 0x40_0000, "the code's place is the small guest's");
     drop(caller.platform);
+}
+
+#[test]
+fn the_fourth_argument_is_where_calls_have_it() {
+    const FOURTH: u32 = 305;
+    let platform = Systrap::new(Options::new().patching(Patching::Lazy)).expect("a platform");
+    let code = assemble(|a| {
+        let mut again = a.create_label();
+        (|| {
+            a.set_label(&mut again)?;
+            a.mov(rdi, DATA.raw())?;
+            a.mov(rsi, DATA.raw() + 64)?;
+            a.mov(rdx, DATA.raw() + 128)?;
+            a.mov(r10, DATA.raw() + 192)?;
+            a.mov(eax, FOURTH)?;
+            a.syscall()?;
+            a.jmp(again)
+        })()
+        .expect("valid instructions");
+    });
+    let (space, mut context) = guest(&platform, &code);
+    space.write(DATA, &pattern()).expect("memory");
+    context.send_along(Arc::new(SentArguments::default().fourth(FOURTH).expect("a small number")));
+    let mut patched = 0;
+    for _ in 0..8 {
+        let call = next_call(&mut context, &space);
+        assert_eq!((call.nr, call.args[3]), (FOURTH, DATA.raw() + 192));
+        if call.entry == Entry::Patched {
+            patched += 1;
+            let sent = context.sent(GuestAddr::new(call.args[3])).expect("it comes with the call");
+            assert_eq!(sent[..], pattern()[192..192 + Context::SENT_LEN]);
+            assert!(call.args[..3].iter().all(|other| context.sent(GuestAddr::new(*other)).is_none()));
+        }
+    }
+    assert!(patched > 0);
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use systrap_stub::sysmsg::{ANSWERS, SEND_FIRST, SEND_SECOND, SENT_LEN, Sysmsg};
+use systrap_stub::sysmsg::{ANSWERS, SEND_FIRST, SEND_FOURTH, SEND_SECOND, SENT_LEN, Sysmsg};
 
 use super::Context;
 use crate::{Error, GuestAddr};
@@ -37,6 +37,15 @@ impl SentArguments {
     /// As [`SentArguments::first`].
     pub fn second(self, nr: u32) -> Result<Self, Error> {
         self.with(nr, SEND_SECOND)
+    }
+
+    /// Call number `nr` brings along what its fourth argument points to.
+    ///
+    /// # Errors
+    ///
+    /// As [`SentArguments::first`].
+    pub fn fourth(self, nr: u32) -> Result<Self, Error> {
+        self.with(nr, SEND_FOURTH)
     }
 
     fn with(mut self, nr: u32, kind: u8) -> Result<Self, Error> {

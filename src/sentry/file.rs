@@ -1,5 +1,6 @@
 //! An open file of a guest (Linux's `struct file`): what descriptors refer to.
 
+use super::epoll::Epoll;
 use super::errno::Errno;
 use super::filesystem::Location;
 use super::host;
@@ -8,7 +9,6 @@ use super::pidfd::PidFile;
 use super::procfs::ProcFile;
 use super::signalfd::SignalFile;
 use super::socket::Socket;
-use super::syscalls::Epoll;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};

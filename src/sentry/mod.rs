@@ -41,6 +41,7 @@
 mod abi;
 mod attributes;
 mod credentials;
+mod epoll;
 mod errno;
 mod exec;
 mod fd_table;

@@ -78,10 +78,12 @@ pub const ANSWERS: usize = 512;
 pub const ANSWER: u8 = 1;
 /// A call is made on the host kernel.
 pub const PASS: u8 = 2;
-/// What an argument points to is sent along with the call: the first argument, or the second.
+/// What an argument points to is sent along with the call: the first argument, the second, or the fourth.
 pub const SEND_FIRST: u8 = 3;
 /// As [`SEND_FIRST`].
 pub const SEND_SECOND: u8 = 4;
+/// As [`SEND_FIRST`].
+pub const SEND_FOURTH: u8 = 5;
 /// How many bytes are sent along.
 pub const SENT_LEN: usize = 56;
 /// Length of the payload buffer in bytes.
@@ -160,7 +162,7 @@ pub struct Sysmsg {
     /// What an argument of the call points to, for those numbers whose flag says so. Written by the stub: the guest's claim.
     pub sent: SentLine,
     /// Byte n is [`ANSWER`]: call number n is answered with `answers[n]`; [`PASS`]: it goes to the host kernel;
-    /// [`SEND_FIRST`], [`SEND_SECOND`]: an argument is sent along. Written by the supervisor.
+    /// [`SEND_FIRST`], [`SEND_SECOND`], [`SEND_FOURTH`]: an argument is sent along. Written by the supervisor.
     pub answer_flags: [AtomicU8; ANSWERS],
     /// The constant results of answered calls. Written by the supervisor.
     pub answers: [AtomicU64; ANSWERS],

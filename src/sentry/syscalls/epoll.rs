@@ -6,36 +6,14 @@ use crate::GuestAddr;
 use crate::sentry::abi::Timespec;
 use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, Kind};
-use crate::sentry::guest_memory::GuestMemoryExt as _;
+use crate::sentry::guest_memory::{GuestMemory as _, GuestMemoryExt as _};
 use crate::sentry::host::{self, EPOLL_EVENT, Events};
 use crate::sentry::process::lock;
 use crate::sentry::signals::SignalSet;
 use crate::sentry::task::Task;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// What a guest's epoll instance watches.
-#[derive(Debug, Default)]
-pub(crate) struct Epoll {
-    watched: Mutex<Vec<Watched>>,
-}
-
-/// One registration. The host knows it by a host descriptor, the guest by its own number.
-#[derive(Debug)]
-struct Watched {
-    fd: i32,
-    file: Weak<File>,
-    /// The host tells registrations apart by file and number. Two numbers of the guest can be one of the host's: the
-    /// second gets a duplicate. It keeps the file open until the instance is used next.
-    duplicate: Option<OwnedFd>,
-}
-
-impl Watched {
-    fn is(&self, fd: i32, file: &Arc<File>) -> bool {
-        self.fd == fd && std::ptr::eq(self.file.as_ptr(), Arc::as_ptr(file))
-    }
-}
 
 /// `EP_MAX_EPOLL_EVENTS`.
 const MOST_EVENTS: i32 = i32::MAX / EPOLL_EVENT as i32;
@@ -61,7 +39,7 @@ pub(super) fn epoll_create1(task: &mut Task, flags: OpenFlags) -> SysResult {
 pub(super) fn epoll_ctl(task: &mut Task, epoll: Fd, operation: i32, fd: Fd, event: GuestAddr) -> SysResult {
     let mut bytes = [0_u8; EPOLL_EVENT];
     if operation != libc::EPOLL_CTL_DEL {
-        task.memory().read(event, &mut bytes)?;
+        task.call_memory().read(event, &mut bytes)?;
     }
     let (instance, file) = (task.file(epoll.0)?, task.file(fd.0)?);
     let [a, b, c, d, ..] = bytes;
@@ -76,13 +54,12 @@ pub(super) fn epoll_ctl(task: &mut Task, epoll: Fd, operation: i32, fd: Fd, even
         host::epoll_ctl(instance.as_fd(), operation, host, bytes)
     };
     let mut watched = lock(&state.watched);
-    watched.retain(|entry| entry.file.strong_count() > 0);
-    let found = watched.iter().position(|entry| entry.is(fd.0, &file));
-    match (operation, found) {
-        (libc::EPOLL_CTL_ADD, Some(_)) => Err(Errno::EEXIST),
-        (libc::EPOLL_CTL_ADD, None) => {
-            let twin = watched.iter().any(|entry| std::ptr::eq(entry.file.as_ptr(), Arc::as_ptr(&file)));
-            let duplicate = match twin {
+    watched.forget_closed();
+    let known = watched.knows(fd.0, &file);
+    match operation {
+        libc::EPOLL_CTL_ADD if known => Err(Errno::EEXIST),
+        libc::EPOLL_CTL_ADD => {
+            let duplicate = match watched.knows_another(&file) {
                 true => Some(host::dup_cloexec(file.as_fd(), libc::F_DUPFD_CLOEXEC, 0)?),
                 false => None,
             };
@@ -90,18 +67,17 @@ pub(super) fn epoll_ctl(task: &mut Task, epoll: Fd, operation: i32, fd: Fd, even
             if let Kind::Signals(signals) = file.kind() {
                 signals.used_by(&file, &task.process);
             }
-            watched.push(Watched { fd: fd.0, file: Arc::downgrade(&file), duplicate });
+            watched.add(fd.0, &file, duplicate);
             Ok(0)
         }
-        (libc::EPOLL_CTL_MOD | libc::EPOLL_CTL_DEL, Some(at)) => {
-            let Some(entry) = watched.get(at) else { return Err(Errno::ENOENT) };
-            control(entry.duplicate.as_ref().map_or(file.as_fd(), OwnedFd::as_fd), &mut bytes)?;
+        libc::EPOLL_CTL_MOD | libc::EPOLL_CTL_DEL if known => {
+            control(watched.duplicate(fd.0, &file).unwrap_or(file.as_fd()), &mut bytes)?;
             if operation == libc::EPOLL_CTL_DEL {
-                watched.swap_remove(at);
+                watched.remove(fd.0, &file);
             }
             Ok(0)
         }
-        (libc::EPOLL_CTL_MOD | libc::EPOLL_CTL_DEL, None) => Err(Errno::ENOENT),
+        libc::EPOLL_CTL_MOD | libc::EPOLL_CTL_DEL => Err(Errno::ENOENT),
         _ => Err(Errno::EINVAL),
     }
 }

@@ -48,7 +48,6 @@ mod usage;
 mod wait;
 mod xattr;
 
-pub(crate) use epoll::Epoll;
 pub(crate) use ipc::Ipc;
 pub use support::{Support, call_support};
 
@@ -135,7 +134,8 @@ fn choose_arguments_to_send() -> SentArguments {
     for (line, nr) in table::TABLE.iter().zip(0..) {
         let Some(line) = line else { continue };
         let with = match line.parameters {
-            [first, ..] if first.is_path => SentArguments::first,
+            [first, ..] if first.is_path || i64::from(nr) == libc::SYS_poll => SentArguments::first,
+            _ if i64::from(nr) == libc::SYS_epoll_ctl => SentArguments::fourth,
             [_, second, ..] if second.is_path || SECOND.contains(&i64::from(nr)) => SentArguments::second,
             _ => continue,
         };

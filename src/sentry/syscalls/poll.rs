@@ -6,7 +6,7 @@ use crate::GuestAddr;
 use crate::sentry::abi::{Pollfd, Timespec, Timeval};
 use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, Kind};
-use crate::sentry::guest_memory::GuestMemoryExt as _;
+use crate::sentry::guest_memory::{GuestMemory as _, GuestMemoryExt as _};
 use crate::sentry::host;
 use crate::sentry::signalfd::SignalFile;
 use crate::sentry::signals::SignalSet;
@@ -137,7 +137,7 @@ fn poll_guest(task: &mut Task, addr: GuestAddr, count: u32, timeout: Timeout) ->
         return (Err(Errno::EINVAL), Duration::ZERO);
     }
     let mut guest = vec![Pollfd::default(); count];
-    if task.memory().read(addr, guest.as_mut_bytes()).is_err() {
+    if task.call_memory().read(addr, guest.as_mut_bytes()).is_err() {
         return (Err(Errno::EFAULT), Duration::ZERO);
     }
     let mut waited = Waited::translate(task, &guest);
@@ -153,8 +153,8 @@ fn poll_guest(task: &mut Task, addr: GuestAddr, count: u32, timeout: Timeout) ->
     for (guest, host) in guest.iter_mut().zip(&waited.fds) {
         guest.revents = if is_bad((guest, host)) { libc::POLLNVAL } else { host.revents };
     }
-    let written = task.memory().write(addr, guest.as_bytes());
-    (written.map(|()| (ready + bad) as i64).map_err(Errno::from), left)
+    let written = task.give(addr, guest.as_bytes());
+    (written.map(|()| (ready + bad) as i64), left)
 }
 
 pub(super) fn poll(task: &mut Task, fds: GuestAddr, count: u32, timeout_ms: i32) -> SysResult {

@@ -15,7 +15,7 @@ use super::sighandler::{SW_XFEATURES, resume_all};
 use super::thread::thread_wait;
 use crate::layout::SLOT_SIZE;
 use crate::layout::SYSMSG_LEN;
-use crate::sysmsg::{ANSWERS, PASS, SEND_FIRST, SENT_LEN, SIGSTACK, SIGSTACK_LEN, Sysmsg, gregs};
+use crate::sysmsg::{ANSWERS, PASS, SEND_SECOND, SENT_LEN, SIGSTACK, SIGSTACK_LEN, Sysmsg, gregs};
 use crate::wire;
 
 /// Bits that are zero in the distance from the first slot to any slot.
@@ -168,9 +168,10 @@ pub unsafe extern "C" fn syshandler() {
         // (so that a short string at the end of a mapping is no fault) and can be read (a fault leads to the end: sighandler).
         "85:",
         "mov gs:[{ctx} + {rcx}], rcx",
-        "cmp byte ptr gs:[{answer_flags} + rax], {send_first}",
+        "cmp byte ptr gs:[{answer_flags} + rax], {send_second}",
         "mov rcx, rsi",
-        "cmove rcx, rdi",
+        "cmovb rcx, rdi",
+        "cmova rcx, r10",
         "cmp rcx, {page_size}", // null pointers need no fault
         "jb 86f",
         "mov eax, ecx",
@@ -440,7 +441,7 @@ pub unsafe extern "C" fn syshandler() {
         answers_len = const ANSWERS,
         answer_flags = const offset_of!(Sysmsg, answer_flags),
         pass = const PASS,
-        send_first = const SEND_FIRST,
+        send_second = const SEND_SECOND,
         sent = const offset_of!(Sysmsg, sent.words),
         sent_addr = const offset_of!(Sysmsg, sent.addr),
         sent_len = const SENT_LEN,
