@@ -11,7 +11,7 @@ mod set;
 pub(crate) use call::Slot;
 #[cfg(test)]
 pub(crate) use call::fake;
-pub use call::{ArgError, ArgValue, Argument, Call};
+pub use call::{ArgError, ArgValue, Argument, Call, OpenHow, OutgoingMessage};
 pub(crate) use installed::{AnyHook, GuestHooks, HookedCall, TaskHooks};
 pub use set::{CallSet, UnknownCall};
 
