@@ -400,6 +400,7 @@ impl fmt::Debug for Call<'_> {
 }
 
 /// An argument of a [`Call`]. [`Display`](fmt::Display) shows it as strace does.
+#[derive(Clone, Copy)]
 pub struct Argument<'a> {
     slot: &'a dyn Slot,
     parameter: &'static Parameter,
