@@ -95,3 +95,125 @@ fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
+
+/// Tells who is at the other end of its sockets, by every way there is.
+const WITNESS: &str = r#"
+import os, signal, socket, struct, sys
+signal.alarm(100)
+os.chdir(sys.argv[1])
+listening = socket.socket(socket.AF_UNIX)
+listening.bind("stream")
+listening.listen()
+messages = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+messages.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+messages.bind("messages")
+for name in ("stream", "messages"):
+    os.chmod(name, 0o777)
+print("ready", flush=True)
+def ids(ucred):
+    return struct.unpack("3i", ucred)[1:]
+def peer(connection):
+    return ids(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+connection, _ = listening.accept()
+connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+print("connects as", peer(connection))
+for sent in range(int(sys.argv[2])):
+    connection.send(b"k")
+    data, control, _, _ = connection.recvmsg(100, 100)
+    print(data, "from", [ids(data) for _, kind, data in control])
+while True:
+    data, control, _, _ = messages.recvmsg(100, 100)
+    if data == b"end":
+        break
+    print(data, "from", [ids(data) for _, kind, data in control])
+back = socket.socket(socket.AF_UNIX)
+back.connect("back")
+print("listens as", peer(back))
+"#;
+
+const SUSPECT: &str = r#"
+import os, signal, socket, struct, sys
+signal.alarm(100)
+os.chdir(sys.argv[1])
+stream = socket.socket(socket.AF_UNIX)
+stream.connect("stream")
+def go():
+    stream.recv(1)
+go(); stream.send(b"send")
+go(); os.write(stream.fileno(), b"write")
+with open("data", "wb") as file:
+    file.write(b"sendfile")
+go(); os.sendfile(stream.fileno(), os.open("data", os.O_RDONLY), 0, 8)
+reader, writer = os.pipe()
+os.write(writer, b"splice")
+go(); os.splice(reader, stream.fileno(), 6)
+messages = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+messages.sendto(b"sendto", "messages")
+messages.connect("messages")
+messages.send(b"connected")
+own = os.getuid()
+for user, group in ((0, 0), (own, 0), (0, own), (own, own), (1, 1)):
+    try:
+        messages.sendmsg([b"named"], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("3i", os.getpid(), user, group))])
+    except PermissionError:
+        print("not", user, group)
+back = socket.socket(socket.AF_UNIX)
+os.umask(0)
+back.bind("back")
+back.listen()
+messages.send(b"end")
+back.accept()
+first, second = socket.socketpair()
+print("pair of", struct.unpack("3i", first.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1:])
+# What the thread may do is as before.
+for path in ("data", "/etc/shadow"):
+    print(path, os.access(path, os.R_OK), os.stat(path).st_uid)
+    try:
+        open(path).close()
+    except OSError as error:
+        print(error)
+"#;
+
+/// What servers outside decide by the user at the other end: a guest that is somebody else than the supervisor is seen as
+/// that, and never as the supervisor.
+#[test]
+fn servers_outside_see_the_guests_user() {
+    use std::io::{BufRead as _, BufReader, Read as _};
+    if !is_root() {
+        return;
+    }
+    let directory = cli::scratch().join("seen");
+    let setpriv = program("setpriv");
+    // One that everybody may execute.
+    let python = Path::new("/usr/bin/python3");
+    assert!(python.exists(), "this needs {}", python.display());
+    let systrap = copy_of_the_command();
+    let who = ["--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+    let native: Vec<&str> = [setpriv.to_str().unwrap()].into_iter().chain(who).collect();
+    let seen = |before: &[&str]| {
+        fresh(&directory);
+        let mut witness = Command::new(python)
+            .args(["-c", WITNESS])
+            .arg(&directory)
+            .arg("4")
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(witness.stdout.take().unwrap());
+        let mut text = String::new();
+        lines.read_line(&mut text).unwrap();
+        let mut command = Command::new(before[0]);
+        command.args(&before[1..]).arg(python).args(["-c", SUSPECT]).arg(&directory);
+        let suspect = output(command, b"");
+        assert!(suspect.status.success(), "{before:?}: {}", String::from_utf8_lossy(&suspect.stderr));
+        lines.read_to_string(&mut text).unwrap();
+        assert!(witness.wait().unwrap().success(), "{before:?}: {text}");
+        text + &String::from_utf8_lossy(&suspect.stdout)
+    };
+    let expected = seen(&native);
+    assert!(expected.contains("connects as (65534, 65534)") && !expected.contains("(0, 0)"), "{expected}");
+    for mode in MODES {
+        let guest = [systrap.to_str().unwrap(), "run", mode, "--user=65534:65534", "--"];
+        assert_eq!(seen(&guest), expected, "{mode}");
+    }
+}

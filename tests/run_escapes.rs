@@ -227,3 +227,34 @@ fn passed_descriptors_lead_nowhere_outside() {
     // What may be read was given.
     insta::assert_snapshot!(texts[0]);
 }
+
+/// Has a terminal, and runs a command with the terminal's number as one more argument.
+const OPERATOR: &str = r#"
+import os, subprocess, sys
+master, terminal = os.openpty()
+number = os.ttyname(terminal).split("/")[-1]
+code = subprocess.run(sys.argv[1:] + [number], timeout=100).returncode
+os.set_blocking(master, False)
+try:
+    print("the terminal shows", os.read(master, 100))
+except BlockingIOError:
+    print("the terminal shows nothing")
+sys.exit(code)
+"#;
+
+#[test]
+fn terminals_of_others_are_not_opened() {
+    let texts = cli::MODES.map(|mode| {
+        let scene = Scene::new("escapes_by_terminal");
+        let mut command = Command::new(cli::python());
+        command.args(["-c", OPERATOR, cli::SYSTRAP, "run", mode]);
+        command.arg(format!("--root={}", scene.path("root").display())).args(["--", "/bin/escape"]);
+        let output = bounded::output(command, b"");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{mode}: {output:?}");
+        assert!(!text.contains("FAIL") && text.contains("the terminal shows nothing"), "{mode}: {text}");
+        text
+    });
+    assert_eq!(texts[0], texts[1]);
+    insta::assert_snapshot!(texts[0]);
+}

@@ -7,7 +7,7 @@ mod common {
 }
 
 use common::{alone, cli};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Stdio;
@@ -83,6 +83,68 @@ fn run_astray(filter: SupervisorFilter, call: fn()) {
     let outcome =
         Guest::new(path).args([GUEST, c"-c", script]).supervisor_filter(filter).hook(Astray(call)).run();
     println!("THE GUEST ENDED: {:?}", outcome.map(|outcome| outcome.status));
+}
+
+/// All ids of a process's threads.
+fn threads(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The supervisor's threads but the first, whose id is the guest's, and those of its stub processes.
+fn ids_of_the_machinery(supervisor: u32) -> Vec<u32> {
+    let parent = |pid: u32| -> Option<u32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
+    };
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let stubs = processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| parent(*pid) == Some(supervisor));
+    let own = threads(supervisor).into_iter().filter(|id| *id != supervisor);
+    own.chain(stubs.flat_map(threads)).collect()
+}
+
+/// Who signals the processes around it may not end the supervisor by that: not by naming a thread of it, nor by what its
+/// own filter forbids.
+#[test]
+fn a_guest_that_signals_others_ends_nobody() {
+    let mut bystander =
+        std::process::Command::new(cli::program("sleep")).arg("100").spawn().expect("sleep starts");
+    for options in [&[][..], &["--no-supervisor-filter"]] {
+        let script =
+            "echo ready; while read pid; do for s in 0 9 15; do kill -$s $pid 2>&1; done; done; echo alive";
+        let mut child = cli::systrap(options, &cli::program("bash"), &["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("systrap starts");
+        let mut output = BufReader::new(child.stdout.take().expect("piped"));
+        let mut line = String::new();
+        output.read_line(&mut line).expect("a line");
+        assert_eq!(line, "ready\n");
+        let mut ids = ids_of_the_machinery(child.id());
+        assert!(ids.len() >= 4, "{ids:?}");
+        let count = ids.len();
+        if options.is_empty() {
+            ids.push(bystander.id());
+        }
+        let mut input = child.stdin.take().expect("piped");
+        for id in ids {
+            writeln!(input, "{id}").expect("the guest reads");
+        }
+        drop(input);
+        let mut text = String::new();
+        output.read_to_string(&mut text).expect("text");
+        let status = child.wait().expect("it ends");
+        assert!(status.success() && text.ends_with("alive\n"), "{options:?}: {status}: {text}");
+        assert_eq!(text.matches("No such process").count(), 3 * count, "{options:?}: {text}");
+        // That there is one may be asked.
+        assert_eq!(text.matches("not permitted").count(), if options.is_empty() { 2 } else { 0 }, "{text}");
+    }
+    assert_eq!(bystander.try_wait().expect("a child"), None);
+    let _ = bystander.kill();
+    let _ = bystander.wait();
 }
 
 /// Runs `body` in a process of its own: its output and the signal that killed it.

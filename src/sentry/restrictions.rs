@@ -134,6 +134,11 @@ impl Restrictions {
         Bounds { memory_bytes: self.memory_bytes, most_tasks: self.most_tasks }
     }
 
+    /// Whether the supervisor may signal processes that are not its own.
+    pub(super) fn signals_leave(&self) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.admits(libc::SYS_kill))
+    }
+
     /// The names of sockets of a guest that has no network.
     pub(super) fn private_names(&self) -> Option<PrivateNames> {
         (self.network == Network::None).then(PrivateNames::default)

@@ -17,6 +17,7 @@ mod setup;
 mod sockets;
 mod table;
 mod task;
+mod terminals;
 mod territory;
 
 pub(crate) use listing::MountList;

@@ -66,7 +66,8 @@ impl Mounts {
 
     /// Puts the devices that programs rely on into the root's `/dev`, where there is such a directory: `null`, `zero`,
     /// `full`, `random`, `urandom`, `tty`, `ptmx` and `pts` of the host, and the links `fd`, `stdin`, `stdout` and
-    /// `stderr`.
+    /// `stderr`. A terminal in `pts` can be opened while somebody in the guest has it, or its other end, open; those of
+    /// others cannot.
     #[must_use]
     pub fn devices(mut self) -> Self {
         self.devices = true;

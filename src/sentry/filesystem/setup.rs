@@ -12,7 +12,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 /// What [`Mounts::devices`] puts into `/dev`.
-const DEVICES: [&str; 8] = ["null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts"];
+const DEVICES: [&str; 8] = ["null", "zero", "full", "random", "urandom", "tty", "ptmx", TERMINALS];
+const TERMINALS: &str = "pts";
 const LINKS: [(&str, &[u8]); 4] = [
     ("fd", b"/proc/self/fd"),
     ("stdin", b"/proc/self/fd/0"),
@@ -39,7 +40,13 @@ impl MountTable {
         let place = Place { mount: MountId(0), directory: root.clone() };
         let what = What::Directory { root, identity: known.identity };
         let first = Mount { what, read_only: mounts.access == Access::ReadOnly, on: None };
-        let mut table = Self { mounts: vec![first], root: place, host_proc, sockets: SocketNames::default() };
+        let mut table = Self {
+            mounts: vec![first],
+            root: place,
+            terminals: None,
+            host_proc,
+            sockets: SocketNames::default(),
+        };
         table.put(What::Proc, false, table.root(), b"proc").map_err(fail)?;
         if mounts.devices {
             table.put_devices().map_err(fail)?;
@@ -71,6 +78,9 @@ impl MountTable {
             // A host without one has none to give.
             if let Ok(what) = source(&Path::new("/dev").join(name)) {
                 self.put(what, true, place.clone(), name.as_bytes())?;
+                if name == TERMINALS {
+                    self.terminals = self.mounts.len().checked_sub(1).map(MountId);
+                }
             }
         }
         let directory: Directory = open_absolute(Path::new("/dev"))?.into();

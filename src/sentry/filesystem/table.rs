@@ -63,6 +63,8 @@ pub(super) struct Mount {
 pub(crate) struct MountTable {
     pub(super) mounts: Vec<Mount>,
     pub(super) root: Place,
+    /// The host's `/dev/pts`, where the guest was lent it.
+    pub(super) terminals: Option<MountId>,
     /// The host's `/proc`, for what of it the guest sees.
     pub(super) host_proc: OwnedFd,
     /// What the guest has bound Unix sockets to.

@@ -6,8 +6,8 @@
 
 use super::{Argument, Errno, Words, raw};
 use std::cell::RefCell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// What the host judges the file calls of a thread by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,9 +144,30 @@ fn death_signal() -> i32 {
     signo[0]
 }
 
-fn become_identity(identity: &Identity) -> Result<(), Errno> {
-    // Whatever the thread was, its permitted capabilities are the supervisor's.
-    set_effective_capabilities(u64::MAX)?;
+/// Makes effective what is permitted: whatever the thread was, that is the supervisor's.
+pub(super) fn raise_capabilities() -> Result<(), Errno> {
+    set_effective_capabilities(u64::MAX)
+}
+
+/// Changes who the thread is. The kernel resets two attributes of one whose ids change (`commit_creds`): whether memory
+/// can be dumped, which is the whole process's, and what the thread's process is told when its parent dies.
+pub(super) fn keeping_process_attributes<T>(change: impl FnOnce() -> T) -> T {
+    // Asked before the first change: later another thread may be in the midst of one.
+    static DUMPABLE: OnceLock<bool> = OnceLock::new();
+    let dumpable = *DUMPABLE.get_or_init(|| prctl(libc::PR_GET_DUMPABLE, 0, 0) == Ok(1));
+    let signo = death_signal();
+    let result = change();
+    if dumpable {
+        let _ = prctl(libc::PR_SET_DUMPABLE, 1, 0);
+    }
+    if signo != 0 {
+        let _ = prctl(libc::PR_SET_PDEATHSIG, signo as u64, 0);
+    }
+    result
+}
+
+pub(super) fn become_identity(identity: &Identity) -> Result<(), Errno> {
+    raise_capabilities()?;
     let mut groups = supplementary_groups();
     groups.sort_unstable();
     if groups[..] != identity.groups[..] {
@@ -181,19 +202,10 @@ pub(crate) fn assume(wanted: &Identity) -> Result<(), AssumeError> {
         return Ok(());
     }
     EVER_CHANGED.store(true, Ordering::SeqCst);
-    // The kernel resets both for a thread whose file system ids change (`commit_creds`); one is the whole process's.
-    let dumpable = prctl(libc::PR_GET_DUMPABLE, 0, 0);
-    let signo = death_signal();
-    let result = match become_identity(wanted) {
+    let result = keeping_process_attributes(|| match become_identity(wanted) {
         Ok(()) => Ok(wanted.clone()),
         Err(_) => Err(become_identity(&old).map(|()| old)),
-    };
-    if dumpable == Ok(1) {
-        let _ = prctl(libc::PR_SET_DUMPABLE, 1, 0);
-    }
-    if signo != 0 {
-        let _ = prctl(libc::PR_SET_PDEATHSIG, signo as u64, 0);
-    }
+    });
     match result {
         Ok(identity) => {
             CURRENT.set(Some(identity));

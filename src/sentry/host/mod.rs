@@ -20,6 +20,7 @@ mod interruptible;
 mod keeper;
 mod nowait;
 mod process;
+mod shown;
 mod sockets;
 mod terminal;
 mod words;
@@ -32,6 +33,7 @@ pub(crate) use interruptible::{Attention, install_kick_handler, kick, kick_signa
 pub(crate) use keeper::SessionKeeper;
 pub(crate) use nowait::{read_now, write_now};
 pub(crate) use process::*;
+pub(crate) use shown::{Shown, shown_as};
 pub(crate) use sockets::*;
 pub(crate) use terminal::*;
 pub(crate) use words::{wait_word, wake_word};

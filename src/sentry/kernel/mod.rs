@@ -55,6 +55,8 @@ pub(crate) struct Kernel {
     /// The names of Unix sockets of a guest that has no network.
     pub(crate) private_names: Option<PrivateNames>,
     pub(crate) bounds: Bounds,
+    /// Signals to processes outside the guest are sent.
+    pub(crate) signals_leave: bool,
     pub(crate) passed_files: PassedFiles,
     pub(crate) timers: Timers,
     pub(crate) signal_files: SignalFiles,
@@ -105,6 +107,7 @@ impl Kernel {
             unix_sockets: UnixSockets::default(),
             private_names: restrictions.private_names(),
             bounds: restrictions.bounds(),
+            signals_leave: restrictions.signals_leave(),
             passed_files: PassedFiles::default(),
             timers: Timers::default(),
             signal_files: SignalFiles::default(),

@@ -179,6 +179,11 @@ impl Task {
     pub(crate) fn reveal(&self, directory: BorrowedFd<'_>, path: &CStr) -> Result<Found, Errno> {
         let flags = libc::O_PATH | libc::O_CLOEXEC;
         let reached = host::openat(directory, path, flags, 0)?;
+        self.reveal_opened(reached.as_fd())
+    }
+
+    /// The same for what is open already: who swaps links gets nothing else by a second look at the path.
+    pub(crate) fn reveal_opened(&self, reached: BorrowedFd<'_>) -> Result<Found, Errno> {
         let name =
             CString::new(format!("/proc/self/fd/{}", reached.as_raw_fd())).map_err(|_| Errno::ENOENT)?;
         let name = host_link(&name)?;
@@ -197,6 +202,17 @@ impl Task {
             None => ("/proc/self", rest),
         };
         self.find_absolute(&[who.as_bytes(), rest].concat(), true)
+    }
+
+    /// Whether the host has an id for a process or thread of the supervisor or of a stub process: what the guest's
+    /// processes are made of, but none of them.
+    pub(crate) fn is_of_supervisor(&self, id: i32) -> bool {
+        let kernel = self.kernel();
+        let is_thread_of = |pid: i32| std::path::Path::new(&format!("/proc/{pid}/task/{id}")).exists();
+        let mut processes = kernel.platform.stub_pids();
+        processes.extend(kernel.tree().nodes().map(|node| node.process.stub_pid()).filter(|pid| *pid > 0));
+        processes.push(std::process::id() as i32);
+        processes.contains(&id) || processes.into_iter().any(is_thread_of)
     }
 
     /// The text of a node that is a link; `EINVAL` for any other.
@@ -268,27 +284,20 @@ impl World for Task {
     }
 
     fn identity(&self, id: i32) -> Identity {
-        let kernel = self.kernel();
-        let stubs: Vec<i32> = {
-            let tree = kernel.tree();
+        {
+            let tree = self.kernel().tree();
             if tree.node(id).is_some() {
                 return Identity::Guest(Owner::process(id));
             }
             if let Some(process) = tree.process_of(id) {
                 return Identity::Guest(Owner::thread(process.pid, id));
             }
-            tree.nodes().map(|node| node.process.stub_pid()).filter(|pid| *pid > 0).collect()
-        };
-        let is_thread_of = |pid: &i32| std::path::Path::new(&format!("/proc/{pid}/task/{id}")).exists();
-        let supervisor = std::process::id() as i32;
+        }
         // A guest with a file system of its own sees no process but its own: their roots and files are outside.
         if self.mounts().is_some() {
             return Identity::Hidden;
         }
-        let hidden = kernel.platform.stub_pids().contains(&id)
-            || stubs.iter().any(is_thread_of)
-            || is_thread_of(&supervisor);
-        if hidden { Identity::Hidden } else { Identity::Host }
+        if self.is_of_supervisor(id) { Identity::Hidden } else { Identity::Host }
     }
 
     fn has_thread(&self, pid: i32, tid: i32) -> bool {

@@ -1,7 +1,8 @@
 //! The host calls that the supervisor makes while a guest runs, beside the platform's.
 
+use crate::sentry::credentials::Credentials;
 use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 macro_rules! calls {
     ($($name:ident)*) => { &[$((stringify!($name), libc::$name),)*] };
@@ -50,7 +51,7 @@ const FREE: &[(&str, i64)] = calls! {
 /// Admitted with some arguments; see [`rules`].
 const NARROWED: &[(&str, i64)] = calls! {
     SYS_mmap SYS_mprotect SYS_clone SYS_clone3 SYS_unshare SYS_prctl SYS_kill SYS_tgkill SYS_prlimit64 SYS_socket
-    SYS_socketpair SYS_ioctl
+    SYS_socketpair SYS_ioctl SYS_setresuid SYS_setresgid
 };
 
 /// The names of all calls of the list.
@@ -149,6 +150,13 @@ pub(super) fn rules(with_network: bool) -> BTreeMap<i64, Vec<SeccompRule>> {
     // Limits are looked at; a core dump is kept from being made.
     add(libc::SYS_prlimit64, rule([(2, Is(0))]));
     add(libc::SYS_prlimit64, rule([(0, Is(0)), (1, Is(u64::from(libc::RLIMIT_CORE)))]));
+    // Threads that are seen as somebody else through a socket: only such that there is a way back.
+    let supervisor = Credentials::of_supervisor();
+    for (nr, ids) in [(libc::SYS_setresuid, supervisor.user), (libc::SYS_setresgid, supervisor.group)] {
+        for saved in BTreeSet::from([ids.effective, ids.saved]) {
+            add(nr, rule([(2, Is(saved.into()))]));
+        }
+    }
     let diagnosis = [(0, Is(bits(libc::AF_NETLINK))), (2, Is(NETLINK_SOCK_DIAG))];
     add(libc::SYS_socket, rule(diagnosis));
     let others = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_PACKET, libc::AF_VSOCK];
@@ -164,7 +172,6 @@ pub(super) fn rules(with_network: bool) -> BTreeMap<i64, Vec<SeccompRule>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
     use std::path::Path;
 
     /// Names of calls in a source file.
@@ -252,7 +259,7 @@ mod tests {
             libc::SYS_seccomp,
             libc::SYS_personality,
             libc::SYS_setuid,
-            libc::SYS_setresuid,
+            libc::SYS_setreuid,
             libc::SYS_pidfd_getfd,
             libc::SYS_process_madvise,
             libc::SYS_pkey_mprotect,

@@ -52,6 +52,11 @@ impl SupervisorFilter {
         self
     }
 
+    /// Whether a call was added, with all arguments.
+    pub(super) fn admits(&self, nr: i64) -> bool {
+        self.more.contains(&nr)
+    }
+
     /// The names of the host calls that the sentry has on its list; the platform's are
     /// [`supervisor_rows`](crate::seccomp::supervisor_rows).
     pub fn calls() -> impl Iterator<Item = &'static str> {

@@ -40,6 +40,11 @@ pub(crate) enum Disposition {
     Handler(KernelSigaction),
 }
 
+/// The place of a signal among the actions. Guests name any number.
+fn index(signo: i32) -> Option<usize> {
+    usize::try_from(signo).ok()?.checked_sub(1)
+}
+
 impl Actions {
     /// All default, except for those that this process was told to ignore.
     pub(crate) fn new(ignored: SignalSet) -> Self {
@@ -54,7 +59,7 @@ impl Actions {
 
     /// The action of a signal, `EINVAL` for a bad number.
     pub(crate) fn get(&self, signo: i32) -> Result<KernelSigaction, Errno> {
-        usize::try_from(signo - 1).ok().and_then(|index| self.0.get(index)).copied().ok_or(Errno::EINVAL)
+        index(signo).and_then(|index| self.0.get(index)).copied().ok_or(Errno::EINVAL)
     }
 
     /// Changes the action of a signal that may be changed.
@@ -63,8 +68,7 @@ impl Actions {
             return Err(Errno::EINVAL);
         }
         action.mask &= !SignalSet::UNBLOCKABLE.0;
-        let slot =
-            usize::try_from(signo - 1).ok().and_then(|index| self.0.get_mut(index)).ok_or(Errno::EINVAL)?;
+        let slot = index(signo).and_then(|index| self.0.get_mut(index)).ok_or(Errno::EINVAL)?;
         *slot = action;
         Ok(())
     }
@@ -114,6 +118,10 @@ mod tests {
         assert_eq!(actions.set(libc::SIGKILL, action), Err(Errno::EINVAL));
         assert_eq!(actions.set(0, action), Err(Errno::EINVAL));
         assert_eq!(actions.set(65, action), Err(Errno::EINVAL));
+        assert_eq!(
+            (actions.get(i32::MIN), actions.set(i32::MIN, action)),
+            (Err(Errno::EINVAL), Err(Errno::EINVAL))
+        );
         actions.set(64, action).unwrap();
         assert_eq!(actions.get(64).unwrap().mask, !SignalSet::UNBLOCKABLE.0);
         let after = actions.after_exec();

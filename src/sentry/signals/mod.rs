@@ -67,7 +67,7 @@ pub(crate) fn signal_name(signo: i32) -> String {
         "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
         "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
     ];
-    match usize::try_from(signo - 1).ok().and_then(|index| NAMES.get(index)) {
+    match usize::try_from(signo).ok().and_then(|signo| NAMES.get(signo.checked_sub(1)?)) {
         Some(name) => format!("SIG{name}"),
         None if (32..=NSIG).contains(&signo) => format!("SIGRT_{}", signo - 32),
         None => signo.to_string(),

@@ -126,7 +126,8 @@ pub(super) fn ioctl(task: &mut Task, fd: Fd, request: IoctlRequest, arg: Hex) ->
         Argument::Number if file.terminal().is_some() => {
             task.wait(|_, attention| host::wait_ioctl_number(attention, file.as_fd(), request.0, arg.0))?
         }
-        Argument::Number => host::ioctl_number(file.as_fd(), request.0, arg.0)?,
+        // Another kind of device may take the same number for something else, and its argument for an address.
+        Argument::Number => host::ioctl_number(file.as_fd(), request.0, 0)?,
         Argument::CloseOnExec(cloexec) => {
             task.files().set_cloexec(fd.0, cloexec)?;
             0

@@ -47,8 +47,12 @@ fn send_to_members(task: &Task, tree: &mut Tree, members: &[i32], info: SigInfo)
     if sent { Ok(0) } else { result.map(|()| 0) }
 }
 
-/// A process outside the guest: only what the guest may do by its own credentials, not what the supervisor may.
+/// A process outside the guest: only what the guest may do by its own credentials, not what the supervisor may. The
+/// supervisor itself, all its threads included, is not one.
 fn kill_outside(task: &Task, pid: i32, signo: i32) -> SysResult {
+    if task.is_of_supervisor(pid) {
+        return Err(Errno::ESRCH);
+    }
     let own = task.credentials();
     if *own != *task.kernel().supervisor {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| Errno::ESRCH)?;
@@ -62,6 +66,10 @@ fn kill_outside(task: &Task, pid: i32, signo: i32) -> SysResult {
         if !own.may_signal(&target) {
             return Err(Errno::EPERM);
         }
+    }
+    if signo != 0 && !task.kernel().signals_leave {
+        // The supervisor's own filter admits no signal to others; that there is somebody may be asked.
+        return host::kill(pid, 0).and(Err(Errno::EPERM));
     }
     host::kill(pid, signo).map(|_| 0)
 }
@@ -86,9 +94,6 @@ pub(super) fn kill(task: &mut Task, pid: i32, signo: Signo) -> SysResult {
                 return Err(Errno::EPERM);
             }
             return tree.send(Target::Process(&process), info).map(|()| 0);
-        }
-        if tree.nodes().any(|node| node.process.stub_pid() == pid) {
-            return Err(Errno::ESRCH); // a stub process is no process to the guest
         }
         drop(tree);
         return kill_outside(task, pid, signo.0);

@@ -115,6 +115,11 @@ impl Located<'_> {
         self.as_given && crate::sentry::procfs::is_proc_device(device)
     }
 
+    /// Whether the host may find anything under the path.
+    pub(super) fn is_as_given(&self) -> bool {
+        self.as_given
+    }
+
     /// The path for calls that take no directory: an absolute one, by way of the directory's descriptor.
     pub(super) fn absolute(&self) -> Result<Cow<'_, CStr>, Errno> {
         let path = self.path.to_bytes();
@@ -252,9 +257,20 @@ impl Task {
     /// Looks again when symbolic links have led into the host's `/proc`.
     pub(super) fn relocate<'a>(&self, strayed: &Located<'a>) -> Result<Located<'a>, Errno> {
         let found = self.reveal(strayed.dir(), strayed.path())?;
+        self.relocate_to(strayed, found)
+    }
+
+    /// The same for what has been opened there.
+    pub(super) fn relocate_opened<'a>(
+        &self,
+        strayed: &Located<'a>,
+        opened: BorrowedFd<'_>,
+    ) -> Result<Located<'a>, Errno> {
+        self.relocate_to(strayed, self.reveal_opened(opened)?)
+    }
+
+    fn relocate_to<'a>(&self, strayed: &Located<'a>, found: Found) -> Result<Located<'a>, Errno> {
         let mut located = self.located(found, libc::AT_FDCWD, strayed.path.clone())?;
-        // Once is enough: what is left to the host is the host's.
-        located.as_given = false;
         if !located.path.to_bytes().starts_with(b"/") {
             located.directory = strayed.directory.clone();
         }

@@ -55,8 +55,9 @@ fn open_at(task: &mut Task, dirfd: i32, path: &Path, flags: i32, mode: u32) -> S
     } else {
         task.wait(|_, attention| host::wait_open(attention, located.dir(), located.path(), flags, mode))
     }?;
-    if !looks && has_strayed(&located, &host)? {
-        located = task.relocate(&located)?;
+    // What was looked at may have been put in the place of a link since.
+    if has_strayed(&located, &host)? {
+        located = task.relocate_opened(&located, host.as_fd())?;
         if let Some(node) = located.node {
             let file = task.open_node(node, guest_flags)?;
             return task.files().insert(Arc::new(file), cloexec).map(i64::from);
@@ -97,6 +98,9 @@ fn special(task: &Task, located: &mut Located<'_>, writes: bool) -> Result<Optio
 
 /// Whether symbolic links have led into the host's `/proc`.
 fn has_strayed(located: &Located<'_>, opened: &OwnedFd) -> Result<bool, Errno> {
+    if !located.is_as_given() {
+        return Ok(false);
+    }
     let mut stat = [0; 144];
     host::fstat(opened.as_fd(), &mut stat)?;
     Ok(located.may_have_strayed(StatView(&stat).device()))
@@ -191,8 +195,10 @@ pub(super) fn chdir(task: &mut Task, path: Path) -> SysResult {
     }
     let mut directory = host::openat(located.dir(), located.path(), flags, 0)?;
     if has_strayed(&located, &directory)? {
-        located = task.relocate(&located)?;
-        directory = host::openat(located.dir(), located.path(), flags, 0)?;
+        located = task.relocate_opened(&located, directory.as_fd())?;
+        if located.node.is_some() {
+            directory = host::openat(located.dir(), located.path(), flags, 0)?;
+        }
     }
     let (node, territory) = (located.node, located.territory());
     change_directory(task, directory, node, territory)

@@ -116,6 +116,9 @@ fn open_resolved(
         file.opened_in(mounts, territory);
         return Ok(Arc::new(file));
     }
+    if let Some(stat) = &device {
+        task.check_terminal_of(mounts, territory, &StatView(stat))?;
+    }
     let makes = wants.creates || wants.temporary;
     let mode = if makes { mode & 0o7777 & !task.fs().umask } else { 0 };
     // Only a FIFO or a device waits to be opened; so may what takes the place of a name that was free.
@@ -125,7 +128,8 @@ fn open_resolved(
     let host = task.open_resolved(resolved, flags | libc::O_CLOEXEC | libc::O_NOCTTY, mode, may_wait)?;
     let file = Arc::new(File::new(host));
     file.opened_in(mounts, territory);
-    if device.is_some() {
+    if let Some(stat) = &device {
+        task.check_terminal_of(mounts, territory, &StatView(stat))?;
         task.opened_terminal(&file, flags);
     }
     Ok(file)

@@ -7,6 +7,7 @@ use super::args::{
 use crate::GuestAddr;
 use crate::sentry::abi::{Timespec, Timeval};
 use crate::sentry::errno::Errno;
+use crate::sentry::file::StatView;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
 use crate::sentry::task::Task;
@@ -220,6 +221,14 @@ pub(super) fn fchownat(
 pub(super) fn truncate(task: &mut Task, path: Path, length: i64) -> SysResult {
     let at = task.locate(libc::AT_FDCWD, &path, true)?;
     at.check_truncate(task)?;
+    let mut stat = [0; 144];
+    host::newfstatat(at.dir(), at.path(), &mut stat, 0)?;
+    let stat = StatView(&stat);
+    if task.kernel().tree().is_executed((stat.device(), stat.inode())) {
+        // After who may not write to the file has been told that.
+        host::faccessat2(at.dir(), at.path(), libc::W_OK as u32, libc::AT_EACCESS)?;
+        return Err(Errno::ETXTBSY);
+    }
     let limited = task.process.current_limits().file_size() != libc::RLIM_INFINITY;
     let path = at.absolute()?;
     if limited {

@@ -126,12 +126,17 @@ fn copy(
         return Err(Errno::EINVAL);
     }
     let [(from_addr, from), (to_addr, to)] = offsets;
+    // What the bytes go to may be told who wrote them.
+    let shown = files[1].as_socket().ok().and_then(|socket| task.shown_through(socket));
     let copied = if never_waits(files) {
         // The flag is not looked at: nothing here takes long.
-        call(&host::Attention::default(), from.as_mut(), to.as_mut())
+        host::shown_as(shown.as_ref(), || call(&host::Attention::default(), from.as_mut(), to.as_mut()))
     } else {
-        task.wait(|_, attention| call(attention, from.as_mut(), to.as_mut()))
+        task.wait(|_, attention| {
+            host::shown_as(shown.as_ref(), || call(attention, from.as_mut(), to.as_mut()))
+        })
     };
+    task.was_shown(shown.as_ref());
     if copied == Err(Errno::EPIPE) {
         let info = crate::sentry::signals::SigInfo::from_kernel(libc::SIGPIPE);
         let _ = task.signal_self(info);

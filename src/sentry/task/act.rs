@@ -1,10 +1,11 @@
 //! The supervisor's thread acts as the task that it runs.
 
 use super::{ExitStatus, Task};
-use crate::sentry::credentials::Credentials;
+use crate::sentry::credentials::{Credentials, Ids};
 use crate::sentry::errno::Errno;
 use crate::sentry::host::{self, AssumeError};
 use crate::sentry::kernel::Kernel;
+use crate::sentry::socket::Socket;
 use std::sync::Arc;
 
 impl Kernel {
@@ -114,5 +115,36 @@ impl Task {
             self.process.end(ExitStatus::Signaled(libc::SIGKILL));
         }
         result
+    }
+
+    /// What is told of the task through a Unix socket, or through one that reaches the host's services; `None` for what
+    /// the thread's own ids say. Others show users to the kernel only, by their file system ids.
+    pub(crate) fn shown_through(&self, socket: &Socket) -> Option<host::Shown> {
+        let tells = matches!(socket.domain, libc::AF_UNIX | libc::AF_NETLINK);
+        let (own, supervisor) = (self.credentials(), &self.kernel().supervisor);
+        if !tells || Arc::ptr_eq(&own, supervisor) {
+            return None;
+        }
+        self.shown_with(own.user.real, own.group.real)
+    }
+
+    /// The same with other real ids, which the task has the right to show.
+    pub(crate) fn shown_with(&self, real_user: u32, real_group: u32) -> Option<host::Shown> {
+        let (own, supervisor) = (self.credentials(), &self.kernel().supervisor);
+        let triple = |ids: Ids| [ids.real, ids.effective, ids.saved];
+        host::Shown::new(
+            [real_user, own.user.effective],
+            [real_group, own.group.effective],
+            triple(supervisor.user),
+            triple(supervisor.group),
+            own.identity(),
+        )
+    }
+
+    /// After calls that were made as that.
+    pub(crate) fn was_shown(&self, shown: Option<&host::Shown>) {
+        if shown.is_some_and(host::Shown::is_stranded) {
+            self.process.end(ExitStatus::Signaled(libc::SIGKILL));
+        }
     }
 }

@@ -6,6 +6,7 @@ use crate::sentry::process::lock;
 use crate::sentry::signals::SignalSet;
 use crate::sentry::task::ExitStatus;
 use crate::{GuestAddr, SwitchError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 impl Task {
@@ -13,7 +14,14 @@ impl Task {
     pub(crate) fn run_to_end(mut self) {
         self.handle.attach(self.context.interrupter());
         self.handle.start_clock();
-        let result = if self.act_as_guest() { self.run() } else { Ok(ExitStatus::Signaled(libc::SIGKILL)) };
+        let killed = ExitStatus::Signaled(libc::SIGKILL);
+        // A defect of the sentry's, which says so on standard error, is the end of this guest process only: who waits for
+        // it is told.
+        let run = || if self.act_as_guest() { self.run() } else { Ok(killed) };
+        let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+            self.process.end(killed);
+            Ok(killed)
+        });
         let status = match result {
             Ok(status) => status,
             // What the host cannot load, it answers with SIGSEGV when a program tries.

@@ -2,6 +2,7 @@
 //!
 //! They are the sentry's own. Processes of the host do not see them, and they end with the guest.
 
+mod ledger;
 mod msg;
 mod sem;
 mod shm;
@@ -24,6 +25,7 @@ pub(crate) struct Ipc {
     memory: Mutex<Table<shm::Segment>>,
     semaphores: Mutex<sem::Semaphores>,
     queues: Mutex<Table<msg::Queue>>,
+    messages: ledger::Ledger,
 }
 
 impl Ipc {

@@ -1,5 +1,6 @@
 //! System V message queues.
 
+use super::ledger::Charge;
 use super::{IPC_64, Object, Permissions, Waiters, now, own_uid};
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
@@ -22,10 +23,16 @@ const MSG_INFO: i32 = 12;
 const MSG_STAT_ANY: i32 = 13;
 const MSG_COPY: i32 = 0o40_000;
 
+struct Message {
+    kind: i64,
+    bytes: Vec<u8>,
+    _charge: Charge,
+}
+
 #[derive(Default)]
 pub(super) struct Queue {
     permissions: Permissions,
-    messages: VecDeque<(i64, Vec<u8>)>,
+    messages: VecDeque<Message>,
     bytes: u64,
     room: u64,
     sent_at: i64,
@@ -71,15 +78,16 @@ impl Object for Queue {
 impl Queue {
     /// Which message a receiver gets.
     fn find(&self, kind: i64, flags: i32) -> Option<usize> {
-        let first = |wanted: &dyn Fn(i64) -> bool| self.messages.iter().position(|(kind, _)| wanted(*kind));
+        let first =
+            |wanted: &dyn Fn(i64) -> bool| self.messages.iter().position(|message| wanted(message.kind));
         match kind {
             0 => (!self.messages.is_empty()).then_some(0),
             1.. if flags & libc::MSG_EXCEPT != 0 => first(&|other| other != kind),
             1.. => first(&|other| other == kind),
             _ => {
                 let highest = kind.saturating_neg();
-                let lowest =
-                    self.messages.iter().map(|(kind, _)| *kind).filter(|kind| *kind <= highest).min()?;
+                let kinds = self.messages.iter().map(|message| message.kind);
+                let lowest = kinds.filter(|kind| *kind <= highest).min()?;
                 first(&|other| other == lowest)
             }
         }
@@ -142,15 +150,16 @@ pub(in crate::sentry::syscalls) fn msgsnd(
     if len > LARGEST || id < 0 || kind < 1 {
         return Err(Errno::EINVAL);
     }
+    let charge = task.kernel().ipc.messages.charge(len)?;
     let mut bytes = vec![0; len];
     task.memory().read(message.checked_add(8).ok_or(Errno::EFAULT)?, &mut bytes)?;
-    let mut bytes = Some(bytes);
+    let mut message = Some(Message { kind, bytes, _charge: charge });
     until(task, id, flags & libc::IPC_NOWAIT == 0, Errno::EAGAIN, |task, queue| {
         queue.permissions.check(0o2)?;
         if !queue.has_room_for(len) {
             return Ok(None);
         }
-        queue.messages.push_back((kind, bytes.take().unwrap_or_default()));
+        queue.messages.extend(message.take());
         queue.bytes += len as u64;
         queue.sent_at = now();
         queue.last_sender = task.process.pid;
@@ -175,11 +184,11 @@ pub(in crate::sentry::syscalls) fn msgrcv(
     let (kind, bytes) = until(task, id, flags & libc::IPC_NOWAIT == 0, Errno::ENOMSG, |task, queue| {
         queue.permissions.check(0o4)?;
         let Some(at) = queue.find(kind, flags) else { return Ok(None) };
-        let too_long = queue.messages.get(at).is_some_and(|(_, bytes)| bytes.len() > len);
+        let too_long = queue.messages.get(at).is_some_and(|message| message.bytes.len() > len);
         if too_long && flags & libc::MSG_NOERROR == 0 {
             return Err(Errno::E2BIG);
         }
-        let Some((kind, bytes)) = queue.messages.remove(at) else { return Ok(None) };
+        let Some(Message { kind, bytes, .. }) = queue.messages.remove(at) else { return Ok(None) };
         queue.bytes -= bytes.len() as u64;
         queue.received_at = now();
         queue.last_receiver = task.process.pid;

@@ -16,6 +16,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// `SEMMNI`, `SEMMSL`, `SEMOPM`, `SEMVMX`.
 const MOST: usize = 32_000;
 const MOST_IN_SET: usize = 32_000;
+/// `SEMMNS`: of all sets together.
+const MOST_OF_ALL: usize = 1 << 20;
 const MOST_OPERATIONS: usize = 500;
 const HIGHEST: i32 = 32_767;
 const GETPID: i32 = 11;
@@ -170,14 +172,18 @@ impl Semaphores {
 
 pub(in crate::sentry::syscalls) fn semget(task: &mut Task, key: i32, count: i32, flags: i32) -> SysResult {
     let count = usize::try_from(count).ok().filter(|count| *count <= MOST_IN_SET).ok_or(Errno::EINVAL)?;
+    let mut all = lock(&task.kernel().ipc.semaphores);
+    let used: usize = all.sets.objects.values().map(|set| set.semaphores.len()).sum();
     let make = |permissions| {
         if count == 0 {
             return Err(Errno::EINVAL);
         }
+        if used + count > MOST_OF_ALL {
+            return Err(Errno::ENOSPC);
+        }
         let semaphores = vec![Semaphore::default(); count];
         Ok(Set { permissions, semaphores, changed_at: now(), ..Set::default() })
     };
-    let mut all = lock(&task.kernel().ipc.semaphores);
     all.sets.get_or_make(key, flags, count as u64, MOST, make).map(i64::from)
 }
 
@@ -271,7 +277,7 @@ pub(in crate::sentry::syscalls) fn semctl(
         drop(all);
         // struct seminfo: semmap, semmni, semmns, semmnu, semmsl, semopm, semume, semusz, semvmx, semaem
         let (usz, aem) = if command == SEM_INFO { (used, semaphores as i32) } else { (20, HIGHEST) };
-        let total = (MOST * MOST_IN_SET) as i32;
+        let total = MOST_OF_ALL as i32;
         let (sets, size, operations) = (MOST as i32, MOST_IN_SET as i32, MOST_OPERATIONS as i32);
         let info = [total, sets, total, total, size, operations, operations, usz, HIGHEST, aem];
         return task.memory().write_object(addr, &info).map(|()| highest);

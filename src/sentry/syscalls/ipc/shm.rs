@@ -178,6 +178,10 @@ pub(in crate::sentry::syscalls) fn shmat(task: &mut Task, id: i32, addr: GuestAd
     drop(request);
     let mut table = lock(&task.kernel().ipc.memory);
     if let Ok(segment) = table.get(id) {
+        if segment.attachments.len() == segment.attachments.capacity() {
+            // Those that are gone make room.
+            segment.attached();
+        }
         segment.attachments.push(Arc::downgrade(&file));
         segment.attached_at = now();
         segment.last_user = task.process.pid;

@@ -2,9 +2,10 @@
 
 use super::peer::{self, UCRED};
 use crate::GuestAddr;
+use crate::sentry::credentials::{Ids, cap};
 use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, FileType};
-use crate::sentry::host::{self, CONTROL_HEADER, Received, control_messages};
+use crate::sentry::host::{CONTROL_HEADER, Received, control_messages};
 use crate::sentry::network;
 use crate::sentry::socket::Socket;
 use crate::sentry::task::Task;
@@ -19,6 +20,8 @@ pub(super) const MOST: usize = 128 << 10;
 #[derive(Default)]
 pub(super) struct Outbound {
     pub(super) bytes: Vec<u8>,
+    /// User and group in the last `SCM_CREDENTIALS`.
+    pub(super) named: Option<(u32, u32)>,
     /// Open for as long as the host has not got them.
     _files: Vec<Arc<File>>,
 }
@@ -41,7 +44,7 @@ impl Outbound {
         let mut guest = vec![0; len];
         task.memory().read(addr, &mut guest)?;
         let mut bytes = Vec::with_capacity(len);
-        let mut files = Vec::new();
+        let (mut files, mut named) = (Vec::new(), None);
         for message in control_messages(&guest) {
             match message? {
                 (libc::SOL_SOCKET, libc::SCM_RIGHTS, numbers) => {
@@ -61,30 +64,39 @@ impl Outbound {
                     push(&mut bytes, libc::SOL_SOCKET, libc::SCM_RIGHTS, &translated);
                 }
                 (libc::SOL_SOCKET, libc::SCM_CREDENTIALS, ucred) => {
-                    let ucred = credentials(task, ucred)?;
+                    let (ucred, ids) = credentials(task, ucred)?;
+                    named = Some(ids);
                     push(&mut bytes, libc::SOL_SOCKET, libc::SCM_CREDENTIALS, &ucred);
                 }
                 (level, kind, data) => push(&mut bytes, level, kind, data),
             }
         }
         bytes.resize(bytes.len().next_multiple_of(8), 0);
-        Ok(Self { bytes, _files: files })
+        Ok(Self { bytes, named, _files: files })
     }
 }
 
-/// What a guest says of itself; the host checks user and group (`scm_check_creds`).
-fn credentials(task: &Task, ucred: &[u8]) -> Result<[u8; UCRED], Errno> {
+/// What a guest says of itself, as far as it may (`scm_check_creds`); with user and group, as which the host has to see
+/// the sender.
+fn credentials(task: &Task, ucred: &[u8]) -> Result<([u8; UCRED], (u32, u32)), Errno> {
     let mut ucred: [u8; UCRED] = ucred.try_into().map_err(|_| Errno::EINVAL)?;
-    let [a, b, c, d, ..] = ucred;
-    let pid = i32::from_ne_bytes([a, b, c, d]);
+    let [pid, uid, gid]: [u32; 3] = zerocopy::transmute!(ucred);
+    let pid = pid as i32;
+    let own = task.credentials();
     if pid != task.process.pid {
-        if host::geteuid() != Ok(0) {
+        if !own.has(cap::SYS_ADMIN) {
             return Err(Errno::EPERM);
         }
         task.kernel().tree().node(pid).ok_or(Errno::ESRCH)?;
     }
+    let may = |ids: Ids, id: u32, capability| {
+        [ids.real, ids.effective, ids.saved].contains(&id) || own.has(capability)
+    };
+    if !may(own.user, uid, cap::SETUID) || !may(own.group, gid, cap::SETGID) {
+        return Err(Errno::EPERM);
+    }
     ucred[..4].copy_from_slice(&peer::supervisor().to_ne_bytes());
-    Ok(ucred)
+    Ok((ucred, (uid, gid)))
 }
 
 /// What a guest receives.

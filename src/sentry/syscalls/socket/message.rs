@@ -33,7 +33,8 @@ fn send_message(task: &mut Task, file: &File, message: &OutgoingMessage, flags: 
     let segments = segments(header, task)?;
     let control = GuestAddr::new(header.control);
     let control = Outbound::read(task, file.as_socket()?, control, header.control_len)?;
-    let along = Along { name: name.as_ref().map(|name| name.as_bytes()), control: &control.bytes };
+    let name = name.as_ref().map(|name| name.as_bytes());
+    let along = Along { name, control: &control.bytes, named: control.named };
     send(task, file, segments, along, flags)
 }
 

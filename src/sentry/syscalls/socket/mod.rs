@@ -72,7 +72,11 @@ pub(super) fn socketpair(
         return Err(Errno::EAFNOSUPPORT);
     }
     network::check_family(task.kernel(), domain)?;
-    let (first, second) = host::socketpair(domain, kind | libc::SOCK_CLOEXEC, protocol)?;
+    let shown = task.shown_through(&Socket::new(domain, kind));
+    let pair =
+        host::shown_as(shown.as_ref(), || host::socketpair(domain, kind | libc::SOCK_CLOEXEC, protocol));
+    task.was_shown(shown.as_ref());
+    let (first, second) = pair?;
     // They know each other: nobody has to find them by their inodes.
     let make = |host| Arc::new(File::socket(host, Socket::new(domain, kind)));
     let (first, second) = (make(first), make(second));
@@ -115,7 +119,10 @@ pub(super) fn listen(task: &mut Task, fd: Fd, backlog: i32) -> SysResult {
     let file = task.file(fd.0)?;
     let socket = file.as_socket()?;
     network::check_own(task.kernel(), socket)?;
-    host::listen(file.as_fd(), backlog)?;
+    let shown = task.shown_through(socket);
+    let listens = host::shown_as(shown.as_ref(), || host::listen(file.as_fd(), backlog));
+    task.was_shown(shown.as_ref());
+    listens?;
     socket.set_owner(task.process.pid);
     Ok(0)
 }
@@ -142,11 +149,16 @@ pub(super) fn connect(task: &mut Task, fd: Fd, addr: InAddress, _: i32) -> SysRe
         // Before the other end can ask.
         socket.set_owner(task.process.pid);
     }
-    let connected = if file.is_nonblocking() {
-        host::wait_connect(&Attention::default(), file.as_fd(), address.as_bytes())
-    } else {
-        task.wait(|_, attention| host::wait_connect(attention, file.as_fd(), address.as_bytes()))
+    let shown = task.shown_through(socket);
+    let connect = |attention: &Attention| {
+        host::shown_as(shown.as_ref(), || host::wait_connect(attention, file.as_fd(), address.as_bytes()))
     };
+    let connected = if file.is_nonblocking() {
+        connect(&Attention::default())
+    } else {
+        task.wait(|_, attention| connect(attention))
+    };
+    task.was_shown(shown.as_ref());
     connected.map(|_| 0).map_err(|errno| after_signal(errno, &file, libc::SO_SNDTIMEO))
 }
 

@@ -67,6 +67,8 @@ pub(super) fn note_sender(task: &Task, socket: &Socket) {
 pub(super) struct Along<'a> {
     pub(super) name: Option<&'a [u8]>,
     pub(super) control: &'a [u8],
+    /// The ids that the sender has named itself, beside those of the task.
+    pub(super) named: Option<(u32, u32)>,
 }
 
 /// Sends what the segments hold; messages whole, streams as far as they go.
@@ -90,6 +92,11 @@ pub(super) fn send(
     };
     let piece = if socket.is_stream() { CHUNK } else { total };
     let mut buffer = take_buffer(task, total.min(piece));
+    let shown = match along.named {
+        Some((user, group)) => task.shown_with(user, group),
+        None => task.shown_through(socket),
+    };
+    let shown = shown.as_ref();
     let mut along = along;
     let mut sent = 0;
     let result = loop {
@@ -98,7 +105,7 @@ pub(super) fn send(
         if copied < wanted && (copied == 0 || !socket.is_stream()) {
             break if sent > 0 { Ok(sent) } else { Err(Errno::EFAULT) };
         }
-        match send_piece(task, file, &buffer[..copied], &mut along, flags) {
+        match send_piece(task, file, &buffer[..copied], &mut along, shown, flags) {
             Ok(len) => sent += len,
             Err((_, len)) if sent + len > 0 => break Ok(sent + len),
             Err((errno, _)) => break Err(errno),
@@ -107,6 +114,7 @@ pub(super) fn send(
             break Ok(sent);
         }
     };
+    task.was_shown(shown);
     task.buffer = buffer;
     if result == Err(Errno::EPIPE) && socket.is_stream() && flags & libc::MSG_NOSIGNAL == 0 {
         let info =
@@ -122,6 +130,7 @@ fn send_piece(
     file: &File,
     piece: &[u8],
     along: &mut Along<'_>,
+    shown: Option<&host::Shown>,
     flags: i32,
 ) -> Result<usize, (Errno, usize)> {
     let flags = flags | libc::MSG_NOSIGNAL;
@@ -129,14 +138,15 @@ fn send_piece(
     let mut sent = 0;
     loop {
         let rest = piece.get(sent..).unwrap_or_default();
-        let result =
-            exchange(task, file, flags, in_one_go, libc::SO_SNDTIMEO, |may_wait, flags| match may_wait {
+        let result = exchange(task, file, flags, in_one_go, libc::SO_SNDTIMEO, |may_wait, flags| {
+            host::shown_as(shown, || match may_wait {
                 _ if !along.control.is_empty() => {
                     host::sendmsg(may_wait, file.as_fd(), along.name, rest, along.control, flags)
                 }
                 None => host::sendto(file.as_fd(), rest, flags, along.name),
                 Some(attention) => host::wait_sendto(attention, file.as_fd(), rest, flags, along.name),
-            });
+            })
+        });
         match result {
             Ok(len) => {
                 sent += len;
@@ -263,7 +273,7 @@ pub(in super::super) fn sendto(
     let file = task.file(fd.0)?;
     let socket = file.as_socket()?;
     let destination = resolve_destination(task, socket, addr.read_optional(&task.call_memory())?)?;
-    let along = Along { name: destination.as_ref().map(|address| address.as_bytes()), control: &[] };
+    let along = Along { name: destination.as_ref().map(|address| address.as_bytes()), ..Along::default() };
     send(task, &file, Segments::single(buf.0, len), along, flags)
 }
 
