@@ -15,7 +15,7 @@ use systrap::sentry::{ArgValue, Call, CallSet, Errno, Guest, Hook, Verdict};
 /// What may be read, and run, outside of the directory.
 const SYSTEM: [&str; 5] = ["/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache"];
 
-/// Calls that do not change what their path names. `open` and `openat` are looked at in more detail.
+/// Calls that do not change what their path names. Those that open are looked at in more detail.
 const READING: [&str; 14] = [
     "access",
     "chdir",
@@ -55,16 +55,18 @@ impl Below {
     }
 
     fn only_reads(&self, call: &Call<'_>) -> bool {
-        let opens = [libc::SYS_open, libc::SYS_openat].contains(&call.number());
-        let flags = call.args().find(|arg| arg.name() == "flags").map(|flags| flags.value());
-        match flags {
-            Some(ArgValue::Flags(flags)) if opens => {
-                let changing =
-                    libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | libc::O_TMPFILE & !libc::O_DIRECTORY;
-                flags as i32 & changing == 0
-            }
-            _ => self.reading.contains(call.number()),
-        }
+        let flags = match call.number() {
+            libc::SYS_open => call.arg(1),
+            libc::SYS_openat | libc::SYS_openat2 => call.arg(2),
+            number => return self.reading.contains(number),
+        };
+        let flags = match flags.map(|flags| flags.value()) {
+            Some(ArgValue::Flags(flags)) => flags,
+            Some(ArgValue::OpenHow(how)) => how.flags,
+            _ => return false,
+        };
+        let changing = libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | libc::O_TMPFILE & !libc::O_DIRECTORY;
+        flags & changing as u64 == 0
     }
 }
 
@@ -78,8 +80,6 @@ impl Hook for Below {
 
     fn before(&self, (): &mut (), call: &mut Call<'_>) -> Verdict {
         match call.number() {
-            // The flags lie in memory, where other threads could change them. Programs fall back to openat.
-            libc::SYS_openat2 => return Verdict::Deny(Errno::ENOSYS),
             libc::SYS_symlink | libc::SYS_symlinkat => return Verdict::Deny(Errno::EPERM),
             _ => {}
         }

@@ -63,6 +63,12 @@ impl fmt::LowerHex for GuestAddr {
     }
 }
 
+impl From<GuestAddr> for u64 {
+    fn from(addr: GuestAddr) -> Self {
+        addr.raw()
+    }
+}
+
 impl From<u64> for GuestAddr {
     fn from(raw: u64) -> Self {
         Self(raw)

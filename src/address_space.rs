@@ -231,7 +231,7 @@ impl AddressSpace {
         if old_len.max(new_len) > MAX_CALL_LEN {
             // The filters would kill the stub process for it.
             let source = std::io::Error::from_raw_os_error(libc::ENOMEM);
-            let (addr, len_bytes) = (old.raw(), old_len);
+            let (addr, len_bytes) = (old, old_len);
             return Err(MapError::Refused { what: "mremap", addr, len_bytes, source });
         }
         let flags = if old == new { 0 } else { libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED };
@@ -301,7 +301,7 @@ impl AddressSpace {
 
     /// How the stub process ended, or `None` while it lives.
     #[must_use]
-    pub fn exit(&self) -> Option<StubExit> {
+    pub fn stub_exit(&self) -> Option<StubExit> {
         self.inner.process.exit()
     }
 
@@ -320,7 +320,7 @@ impl AddressSpace {
         match self.inner.process.host_call(&HostCall { what, nr, args }) {
             Ok(_) => Ok(()),
             Err(Error::Stub { source, .. }) => {
-                Err(MapError::Refused { what, addr: range.0, len_bytes: range.1, source })
+                Err(MapError::Refused { what, addr: GuestAddr::new(range.0), len_bytes: range.1, source })
             }
             Err(error) => Err(MapError::Platform(error)),
         }

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::GuestAddr;
+
 use systrap_stub::code::leader::exit_code;
 
 /// A failure to set up or to reach the platform's own resources.
@@ -240,11 +242,11 @@ pub enum MapError {
     #[error("{addr:#x}+{len_bytes:#x} is not a page-aligned range below {limit:#x}")]
     BadRange {
         /// Its first address.
-        addr: u64,
+        addr: GuestAddr,
         /// Its length in bytes.
         len_bytes: u64,
         /// The first address that a guest cannot map.
-        limit: u64,
+        limit: GuestAddr,
     },
     /// The host refused.
     #[error("{what} at {addr:#x}+{len_bytes:#x}: {source}")]
@@ -252,7 +254,7 @@ pub enum MapError {
         /// The call.
         what: &'static str,
         /// First address of the range.
-        addr: u64,
+        addr: GuestAddr,
         /// Length of the range in bytes.
         len_bytes: u64,
         /// The host's answer.

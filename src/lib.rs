@@ -16,8 +16,35 @@
 //! # Programs
 //!
 //! The module `sentry` is a Linux personality on top of it, which runs whole programs. A `sentry::Hook` sees their calls
-//! and decides what becomes of them; calls that it does not ask for stay as fast as they are without it. The module's
-//! page shows a counter of calls, a fault injector, a file policy and a clock of the embedder's.
+//! and decides what becomes of them; calls that it does not ask for stay as fast as they are without it. Nobody makes
+//! directories here:
+//!
+#![cfg_attr(feature = "sentry", doc = "```no_run")]
+#![cfg_attr(not(feature = "sentry"), doc = "```ignore")]
+//! use systrap::sentry::{Call, CallSet, Errno, Guest, Hook, Verdict};
+//!
+//! struct NoDirectories;
+//!
+//! impl Hook for NoDirectories {
+//!     type TaskState = (); // what is kept of each guest thread
+//!
+//!     fn calls(&self) -> CallSet {
+//!         CallSet::numbered([libc::SYS_mkdir, libc::SYS_mkdirat])
+//!     }
+//!
+//!     fn before(&self, _: &mut (), call: &mut Call<'_>) -> Verdict {
+//!         eprintln!("{call}"); // mkdir("/tmp/x", 0777)
+//!         Verdict::Deny(Errno::EPERM)
+//!     }
+//! }
+//!
+//! let outcome = Guest::new(c"/bin/mkdir").args([c"mkdir", c"/tmp/x"]).hook(NoDirectories).run()?;
+//! assert_eq!(outcome.status.code(), 1);
+//! # Ok::<(), systrap::sentry::RunError>(())
+//! ```
+//!
+//! The module's page shows a counter of calls, a fault injector, a file policy, a network policy and a clock of the
+//! embedder's.
 //!
 //! # Threads and ownership
 //!
@@ -31,6 +58,18 @@
 //! |---|---|
 //! | `sentry` (default) | the module `sentry` |
 //! | `cli` (default) | the command `systrap`, with `sentry` |
+//!
+//! # Stability
+//!
+//! Semantic versioning. Enumerations and structures that may grow are `#[non_exhaustive]`, and traits to implement gain
+//! methods only with a default. The texts of errors, of the trace and of `Debug`, the calls that the sentry serves, the rules
+//! of [`Systrap::syscall_filters`] and the tables in [`seccomp`] may change with any release. `seccompiler`, re-exported in
+//! [`seccomp`], is the one dependency whose types are part of the interface: a new major version of it is one here. Numbers
+//! of calls, signals and flags are the kernel's, as in the crate `libc`. The minimum Rust version (1.88) may rise with a
+//! minor version.
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!("systrap runs on Linux on x86-64 only: build it with `--target x86_64-unknown-linux-gnu`");
 
 mod addr;
 mod address_space;

@@ -162,9 +162,12 @@ impl Mapping {
 
     fn refused(&self, done: u64, part: u64, error: Error) -> MapError {
         match error {
-            Error::Stub { source, .. } => {
-                MapError::Refused { what: self.what, addr: self.addr + done, len_bytes: part, source }
-            }
+            Error::Stub { source, .. } => MapError::Refused {
+                what: self.what,
+                addr: GuestAddr::new(self.addr + done),
+                len_bytes: part,
+                source,
+            },
             error => MapError::Platform(error),
         }
     }
@@ -172,7 +175,7 @@ impl Mapping {
 
 /// The length of a range rounded up to pages, if the range is one that a guest may map.
 pub(crate) fn check_range(addr: GuestAddr, len_bytes: u64) -> Result<u64, MapError> {
-    let bad = || MapError::BadRange { addr: addr.raw(), len_bytes, limit: MAX_USER_ADDRESS };
+    let bad = || MapError::BadRange { addr, len_bytes, limit: GuestAddr::new(MAX_USER_ADDRESS) };
     let len = len_bytes.checked_next_multiple_of(PAGE_SIZE).ok_or_else(bad)?;
     let end = addr.raw().checked_add(len).ok_or_else(bad)?;
     if len == 0 || !addr.is_page_aligned() || end > MAX_USER_ADDRESS { Err(bad()) } else { Ok(len) }

@@ -15,12 +15,13 @@ pub enum Patching {
     Eager,
 }
 
-/// Options of a [`Systrap`](crate::Systrap).
+/// Options of a [`Systrap`](crate::Systrap): a method named after an option sets it, its namesake with `get_` says what it
+/// was set to.
 ///
 /// ```
 /// use systrap::{Options, Patching};
 /// let options = Options::new().patching(Patching::Off);
-/// assert_eq!(options.patching_mode(), Patching::Off);
+/// assert_eq!(options.get_patching(), Patching::Off);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
@@ -63,7 +64,7 @@ impl Options {
 
     /// What [`Options::patching`] was set to.
     #[must_use]
-    pub fn patching_mode(&self) -> Patching {
+    pub fn get_patching(&self) -> Patching {
         self.patching
     }
 
@@ -80,7 +81,7 @@ impl Options {
 
     /// What [`Options::patch_after`] was set to.
     #[must_use]
-    pub fn lazy_threshold(&self) -> u32 {
+    pub fn get_patch_after(&self) -> u32 {
         self.lazy_threshold
     }
 
@@ -94,7 +95,7 @@ impl Options {
 
     /// What [`Options::trampoline_bytes`] was set to.
     #[must_use]
-    pub fn trampoline_bytes_limit(&self) -> usize {
+    pub fn get_trampoline_bytes(&self) -> usize {
         self.trampoline_bytes
     }
 
@@ -109,7 +110,7 @@ impl Options {
 
     /// What [`Options::interrupt_deadline`] was set to.
     #[must_use]
-    pub fn interrupt_deadline_limit(&self) -> Duration {
+    pub fn get_interrupt_deadline(&self) -> Duration {
         self.interrupt_deadline
     }
 
@@ -124,9 +125,9 @@ impl Options {
         self
     }
 
-    /// Whether [`Options::co_location`] was asked for.
+    /// What [`Options::co_location`] was set to.
     #[must_use]
-    pub fn has_co_location(&self) -> bool {
+    pub fn get_co_location(&self) -> bool {
         self.co_location
     }
 
@@ -139,9 +140,9 @@ impl Options {
         self
     }
 
-    /// Whether [`Options::cpuid_faulting`] was asked for.
+    /// What [`Options::cpuid_faulting`] was set to.
     #[must_use]
-    pub fn has_cpuid_faulting(&self) -> bool {
+    pub fn get_cpuid_faulting(&self) -> bool {
         self.cpuid_faulting
     }
 
@@ -154,9 +155,9 @@ impl Options {
         self
     }
 
-    /// Whether [`Options::speculation_barriers`] was asked for.
+    /// What [`Options::speculation_barriers`] was set to.
     #[must_use]
-    pub fn has_speculation_barriers(&self) -> bool {
+    pub fn get_speculation_barriers(&self) -> bool {
         self.speculation_barriers
     }
 }

@@ -72,11 +72,11 @@ impl Systrap {
         let text = subprocess::build_image(base)?;
         let plan = Plan::new(base, &prepared.files(&text, &requests), &options);
         let vdso = plan.vdso();
-        let decodes = options.patching_mode() != Patching::Off;
+        let decodes = options.get_patching() != Patching::Off;
         let (reaper, template) = Reaper::start(plan, base, &requests, prepared, decodes)?;
         make_expendable(template.pid());
         let cpus = thread::available_parallelism().map_or(1, NonZero::get);
-        let gangs = Gangs::new(cpus, options.has_co_location());
+        let gangs = Gangs::new(cpus, options.get_co_location());
         let inner = Inner {
             options,
             xstate,
@@ -87,7 +87,7 @@ impl Systrap {
             vdso,
             min_user_address: min_user_address(),
             cpus,
-            places: Cpus::detect(options.has_co_location()),
+            places: Cpus::detect(options.get_co_location()),
             gangs,
             template,
             reaper,
@@ -182,7 +182,29 @@ impl Systrap {
     }
 
     /// The host calls that the platform makes in this process from now on, as rules for seccompiler (gVisor
-    /// `SyscallFilters`): see [`seccomp::syscall_filters`](crate::seccomp::syscall_filters).
+    /// `SyscallFilters`). A supervisor admits them, and what it needs itself, in a filter of its own: after
+    /// [`Systrap::new`], which needs many more, and on all threads
+    /// ([`seccompiler::apply_filter_all_threads`](crate::seccomp::seccompiler::apply_filter_all_threads)). For several platforms the lists of each call are appended.
+    ///
+    /// Stub processes are not affected: they are cloned from the template, which was there before.
+    ///
+    /// Not in it is what depends on the program around the platform: its allocator (for glibc's: `brk`, and `mmap`,
+    /// `munmap`, `mremap`, `mprotect` and `madvise` of private anonymous memory) and the clock if there is no vDSO.
+    /// [`supervisor_rows`](crate::seccomp::supervisor_rows) says what each is for.
+    ///
+    /// ```
+    /// use systrap::seccomp::seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let platform = systrap::Systrap::new(systrap::Options::new())?;
+    /// let mut rules = platform.syscall_filters();
+    /// rules.insert(libc::SYS_exit_group, vec![]); // and the rest of what the program needs
+    /// let (mismatch, matched) = (SeccompAction::KillProcess, SeccompAction::Allow);
+    /// let filter = SeccompFilter::new(rules, mismatch, matched, TargetArch::x86_64)?;
+    /// let program = BpfProgram::try_from(filter)?;
+    /// // seccompiler::apply_filter_all_threads(&program)?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn syscall_filters(&self) -> std::collections::BTreeMap<i64, Vec<seccompiler::SeccompRule>> {
         crate::seccomp::syscall_filters(self)

@@ -184,7 +184,7 @@ fn a_released_address_space_is_dead_and_says_so() {
     next_count(&mut context, &space, 1);
     let other_handle = space.clone();
     space.release().expect("released");
-    assert_eq!(other_handle.exit(), Some(StubExit::Signal(libc::SIGKILL)));
+    assert_eq!(other_handle.stub_exit(), Some(StubExit::Signal(libc::SIGKILL)));
     assert!(context.switch(&other_handle).is_err());
     assert!(other_handle.fork().is_err());
     assert!(other_handle.map_anonymous(DATA, PAGE_SIZE, Protection::READ).is_err());

@@ -48,7 +48,7 @@ fn a_switch_ends_with_an_error_when_its_stub_process_is_killed() {
         let killed = killer.join().expect("the killing thread ended");
         assert!(matches!(result, Err(SwitchError::StubDied { how: KILLED })), "{result:?}");
         delays.push(noticed.saturating_duration_since(killed));
-        assert_eq!(space.exit(), Some(KILLED));
+        assert_eq!(space.stub_exit(), Some(KILLED));
     }
     delays.sort();
     println!("noticed after {delays:?}");
@@ -68,7 +68,7 @@ fn everything_else_goes_on_when_a_stub_process_is_killed() {
     let (other, mut other_context) = guest(&platform, &counting_code());
     next_count(&mut other_context, &other, 1);
     kill(doomed.pid());
-    eventually("the death is noticed", LIMIT, || doomed.exit().is_some());
+    eventually("the death is noticed", LIMIT, || doomed.stub_exit().is_some());
 
     let result = doomed_context.switch(&doomed);
     assert!(matches!(result, Err(SwitchError::StubDied { how: KILLED })), "{result:?}");
@@ -110,7 +110,7 @@ fn a_context_with_its_state_pulled_survives_its_stub_process() {
     context.pull_full_state().expect("the stub process lives");
     let fork = space.fork().expect("a fork");
     kill(space.pid());
-    eventually("the death is noticed", LIMIT, || space.exit().is_some());
+    eventually("the death is noticed", LIMIT, || space.stub_exit().is_some());
     context.release().expect("the state is here already");
     next_count(&mut context, &fork, 2);
 }

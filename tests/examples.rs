@@ -109,6 +109,18 @@ fn file_policy_keeps_a_program_below_its_directory() {
 }
 
 #[test]
+fn network_policy_lets_a_program_reach_this_machine_only() {
+    let server = std::net::TcpListener::bind("127.0.0.1:0").expect("a port of this machine");
+    let port = server.local_addr().expect("it has an address").port();
+    for (host, may) in [("127.0.0.1", true), ("192.0.2.1", false)] {
+        let script = format!("echo > /dev/tcp/{host}/{port}");
+        let (stdout, stderr, code) = run(example("network_policy").args(["/bin/bash", "-c", &script]));
+        assert_eq!(code == Some(0), may, "{host}: {code:?} {stdout} {stderr}");
+        assert_eq!(stderr.contains("is not permitted"), !may, "{host}: {stderr}");
+    }
+}
+
+#[test]
 fn virtual_time_starts_when_it_says_and_sleeps_at_once() {
     let began = std::time::Instant::now();
     let script = "date -u +%F; sleep 86400; date -u +%F; sleep 864000; date -u +%F";

@@ -256,7 +256,7 @@ fn an_address_that_cannot_be_loaded_is_an_error_that_can_be_mended() {
                 );
                 assert!(error.to_string().contains(name), "the message says which: {error}");
             }
-            assert_eq!(guest.space.exit(), None, "{name}, {after:?}: the stub process lives");
+            assert_eq!(guest.space.stub_exit(), None, "{name}, {after:?}: the stub process lives");
             let set = chosen();
             *guest.context.registers_mut() = set;
             assert_arrived(&mut guest, &set, &format!("mended {name}, {after:?}"));
@@ -318,7 +318,7 @@ fn garbage_in_the_vector_state_is_made_loadable() {
                 }
             });
         }
-        assert_eq!(guest.space.exit(), None);
+        assert_eq!(guest.space.stub_exit(), None);
     }
 }
 

@@ -298,7 +298,7 @@ impl<'a> Attack<'a> {
         if self.puppet.run(&words, Duration::from_millis(5)).is_some() {
             return;
         }
-        if self.space.exit().is_none() && self.puppet.recover() {
+        if self.space.stub_exit().is_none() && self.puppet.recover() {
             self.recoveries += 1;
             return;
         }

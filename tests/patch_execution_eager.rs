@@ -39,7 +39,7 @@ fn load(platform: &Systrap, batch: &[Placed]) -> (Guest, HashMap<u64, Plan>) {
     }
     let image = window_file::image(batch);
     let scan = usertrap::scan(&image).expect("an ELF file");
-    let planned = scan.sites.into_iter().filter_map(|site| Some((site.site.get(), site.result.ok()?)));
+    let planned = scan.sites.into_iter().filter_map(|site| Some((site.site.raw(), site.result.ok()?)));
     (guest, planned.collect())
 }
 

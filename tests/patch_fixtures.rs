@@ -48,11 +48,11 @@ fn load(path: &Path) -> Text {
     let functions: Vec<u64> = file.symbols().map(|s| s.address()).filter(|a| *a >= at).collect();
     let scan = usertrap::scan(&data).expect("an ELF file");
     let sites = scan.sites.iter().map(|site| {
-        let addr = site.site.get();
+        let addr = site.site.raw();
         let mut entries = vec![addr];
         entries.extend(functions.iter().filter(|f| **f < addr).max());
         if let Ok(plan) = &site.result {
-            entries.extend(plan.relocated().iter().map(|r| site.site.wrapping_offset(r.offset.into()).get()));
+            entries.extend(plan.relocated().iter().map(|r| site.site.wrapping_offset(r.offset.into()).raw()));
         }
         entries.sort_unstable();
         entries.dedup();

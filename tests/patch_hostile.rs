@@ -178,7 +178,10 @@ fn a_supervisor_outlives_its_guests_jumps_into_trampolines_and_the_syshandler() 
             }
         });
         *outcomes.entry(outcome).or_default() += 1;
-        if space.exit().is_some() || matches!(outcome, "deaths" | "errors") || space.patched_sites() < SITES {
+        if space.stub_exit().is_some()
+            || matches!(outcome, "deaths" | "errors")
+            || space.patched_sites() < SITES
+        {
             drop(attacker);
             space = patched_guest(&platform).0;
         }

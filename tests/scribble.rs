@@ -209,7 +209,7 @@ impl Arena<'_> {
             }
             _ => return self.note(victim.switch(space)),
         }
-        space.exit().is_none()
+        space.stub_exit().is_none()
     }
 }
 

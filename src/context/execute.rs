@@ -86,6 +86,7 @@ impl Context {
     /// FUTEX_PRIVATE_FLAG. Such an operation reaches nobody but threads of the same address space.
     ///
     /// A relative time-out begins anew when the call is made again; [`Context::execute_futex_until`] has a deadline.
+    #[must_use = "if it is not possible, the call is still to be made"]
     pub fn execute_futex(&mut self, args: [u64; 6]) -> bool {
         let op = args[1] as u32;
         if !is_private_futex_op(op) {
@@ -98,6 +99,7 @@ impl Context {
 
     /// As [`Context::execute_futex`] with a WAIT or WAIT_BITSET that ends at `deadline`, a time of CLOCK_MONOTONIC, or of
     /// CLOCK_REALTIME if the operation says so, instead of what the fourth argument points to. Not possible with others.
+    #[must_use = "if it is not possible, the call is still to be made"]
     pub fn execute_futex_until(&mut self, args: [u64; 6], deadline: std::time::Duration) -> bool {
         let op = args[1] as u32 as i32;
         let [addr, _, value, _, _, bits] = args;
@@ -117,6 +119,7 @@ impl Context {
     }
 
     /// Lets the stub thread make a sched_yield(2) for its guest, as [`Context::execute_futex`] does a futex call.
+    #[must_use = "if it is not possible, the call is still to be made"]
     pub fn execute_yield(&mut self) -> bool {
         self.execute_on_return(Executing::Brief, StubCall { nr: libc::SYS_sched_yield, args: [0; 6] })
     }

@@ -238,7 +238,7 @@ impl<'a> HandOff<'a> {
         // Whoever only wants it to step aside has a deadline of their own, if any.
         if seen & Attention::INTERRUPT != 0 {
             let first = *kicks.first.get_or_insert(now);
-            if now.duration_since(first) > self.platform.options.interrupt_deadline_limit() {
+            if now.duration_since(first) > self.platform.options.get_interrupt_deadline() {
                 return Err(self.corrupted("an interrupt was not answered within its deadline"));
             }
         }

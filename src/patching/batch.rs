@@ -143,8 +143,8 @@ impl Window {
         site: usertrap::GuestAddr,
     ) -> Option<CodeWindow<'_>> {
         let range = batch.code.range;
-        let first = range.0.max(site.get().saturating_sub(SPREAD)) & !7;
-        let end = range.1.min(site.get().saturating_add(SPREAD));
+        let first = range.0.max(site.raw().saturating_sub(SPREAD)) & !7;
+        let end = range.1.min(site.raw().saturating_add(SPREAD));
         let have = self.from + self.bytes.len() as u64;
         if self.bytes.is_empty() || first < self.from || end > have {
             let to = range.1.min(first.saturating_add(READ)).max(end);

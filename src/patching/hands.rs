@@ -146,8 +146,8 @@ impl<'a> Hands<'a> {
     /// Makes a store in pages that are writable already. Trampolines are placed, and barriers made, elsewhere.
     fn store(&self, step: &Step) -> Result<(), NotDone> {
         match step {
-            Step::Word { addr, old, new } => self.store_word(addr.get(), *old, *new),
-            Step::Bytes { addr, new, .. } => self.copy(addr.get(), new),
+            Step::Word { addr, old, new } => self.store_word(addr.raw(), *old, *new),
+            Step::Bytes { addr, new, .. } => self.copy(addr.raw(), new),
             Step::Trampoline { .. } | Step::Barrier => Ok(()),
         }
     }
@@ -184,7 +184,7 @@ impl<'a> Hands<'a> {
     fn place_trampolines<'s>(&self, steps: impl Iterator<Item = &'s Step>) -> Result<(), NotDone> {
         let mut trampolines: Vec<(u64, &[u8])> = steps
             .filter_map(|step| match step {
-                Step::Trampoline { at, bytes } => Some((at.get(), bytes.as_slice())),
+                Step::Trampoline { at, bytes } => Some((at.raw(), bytes.as_slice())),
                 _ => None,
             })
             .collect();
@@ -225,8 +225,8 @@ fn joined<'s>(trampolines: &'s [(u64, &'s [u8])]) -> impl Iterator<Item = (u64, 
 /// First and last address that the steps change in the guest's own code.
 fn extent<'s>(steps: impl Iterator<Item = &'s Step>) -> Option<(u64, u64)> {
     let ranges = steps.filter_map(|step| match step {
-        Step::Word { addr, .. } => Some((addr.get(), addr.get() + 7)),
-        Step::Bytes { addr, new, .. } => Some((addr.get(), addr.get() + new.len() as u64 - 1)),
+        Step::Word { addr, .. } => Some((addr.raw(), addr.raw() + 7)),
+        Step::Bytes { addr, new, .. } => Some((addr.raw(), addr.raw() + new.len() as u64 - 1)),
         Step::Trampoline { .. } | Step::Barrier => None,
     });
     ranges.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))

@@ -204,7 +204,7 @@ pub(super) fn run_where_mapped(books: &mut Patcher, hands: &Hands<'_>, steps: &[
         Step::Word { addr, .. } | Step::Bytes { addr, .. } => Some(*addr),
         Step::Trampoline { .. } | Step::Barrier => None,
     });
-    if let Some(code) = addr.and_then(|addr| books.code.around(crate::GuestAddr::new(addr.get()))) {
+    if let Some(code) = addr.and_then(|addr| books.code.around(crate::GuestAddr::new(addr.raw()))) {
         // A failure means that the guest has changed its mappings by itself.
         let _ = hands.run(steps, &code, &mut books.barriers);
     }

@@ -30,14 +30,14 @@ pub(crate) fn locate(space: &SpaceInner, rip: GuestAddr, breakpoint: bool) -> Fo
     let rip = usertrap::GuestAddr::new(rip.raw());
     if breakpoint && let Some(at) = books.patches.own_breakpoint(rip) {
         // Nothing is being written while the books are locked: an `int3` that stands there now is the guest's own.
-        let (at, mut byte) = (GuestAddr::new(at.get()), [0]);
+        let (at, mut byte) = (GuestAddr::new(at.raw()), [0]);
         let is_guests = space.read_memory(at, &mut byte).is_ok() && byte == [INT3];
         return if is_guests { Found::Guest } else { Found::OwnBreakpoint(at) };
     }
     match books.patches.locate(rip) {
         RipMeaning::Guest | RipMeaning::Astray => Found::Guest,
-        RipMeaning::Ours(GuestPosition::At(at)) => Found::At(GuestAddr::new(at.get())),
-        RipMeaning::Ours(GuestPosition::Call { ret, .. }) => Found::Call(GuestAddr::new(ret.get())),
+        RipMeaning::Ours(GuestPosition::At(at)) => Found::At(GuestAddr::new(at.raw())),
+        RipMeaning::Ours(GuestPosition::Call { ret, .. }) => Found::Call(GuestAddr::new(ret.raw())),
     }
 }
 
@@ -45,5 +45,5 @@ pub(crate) fn locate(space: &SpaceInner, rip: GuestAddr, breakpoint: bool) -> Fo
 /// that instruction.
 pub(crate) fn resume_at(space: &SpaceInner, rip: u64) -> u64 {
     let books = lock(space);
-    if books.is_idle() { rip } else { books.patches.resume_at(usertrap::GuestAddr::new(rip)).get() }
+    if books.is_idle() { rip } else { books.patches.resume_at(usertrap::GuestAddr::new(rip)).raw() }
 }

@@ -90,9 +90,9 @@ struct Executed {
 
 impl Patcher {
     pub(crate) fn new(options: &Options) -> Self {
-        let limits = Limits { max_trampoline_bytes: options.trampoline_bytes_limit(), ..Limits::default() };
+        let limits = Limits { max_trampoline_bytes: options.get_trampoline_bytes(), ..Limits::default() };
         Self {
-            mode: options.patching_mode(),
+            mode: options.get_patching(),
             code: CodeMap::default(),
             patches: PatchMap::new(limits),
             blocks: Blocks::default(),
@@ -165,7 +165,7 @@ pub(crate) fn patch_trapped_site(space: &SpaceInner, hands: &Hands<'_>, site: Gu
     if books.mode == Patching::Off || books.patches.refusal(at).is_some() {
         return Outcome::Refused;
     }
-    if books.mode == Patching::Lazy && !books.is_worth_a_patch(site, space.platform.options.lazy_threshold())
+    if books.mode == Patching::Lazy && !books.is_worth_a_patch(site, space.platform.options.get_patch_after())
     {
         return Outcome::NotYet;
     }
@@ -174,7 +174,7 @@ pub(crate) fn patch_trapped_site(space: &SpaceInner, hands: &Hands<'_>, site: Gu
         return Outcome::Refused;
     }
     retired::advance(space, books, hands, false);
-    if books.starved.sits_out(at.get(), books.rounds.freed()) {
+    if books.starved.sits_out(at.raw(), books.rounds.freed()) {
         retired::advance(space, books, hands, true);
         return Outcome::Refused;
     }
@@ -184,7 +184,7 @@ pub(crate) fn patch_trapped_site(space: &SpaceInner, hands: &Hands<'_>, site: Gu
     let attempt = Attempt { space, hands, code, site: at };
     match attempt.patch(books) {
         Ok(()) => {
-            books.starved.forget(at.get());
+            books.starved.forget(at.raw());
             Outcome::Patched
         }
         Err(Failure::Planned(refusal)) => {
@@ -193,7 +193,7 @@ pub(crate) fn patch_trapped_site(space: &SpaceInner, hands: &Hands<'_>, site: Gu
         }
         Err(Failure::NotNow) => Outcome::Refused,
         Err(Failure::NoRoom) => {
-            books.starved.note(at.get(), books.rounds.freed());
+            books.starved.note(at.raw(), books.rounds.freed());
             retired::advance(space, books, hands, true);
             Outcome::Refused
         }
@@ -276,8 +276,8 @@ impl Attempt<'_> {
             retired::advance(self.space, books, self.hands, true);
         }
         let range = self.code.range;
-        let first = range.0.max(self.site.get().saturating_sub(WINDOW_BEFORE as u64));
-        let end = range.1.min(self.site.get().saturating_add(WINDOW_AFTER as u64));
+        let first = range.0.max(self.site.raw().saturating_sub(WINDOW_BEFORE as u64));
+        let end = range.1.min(self.site.raw().saturating_add(WINDOW_AFTER as u64));
         let mut bytes = vec![0_u8; usize::try_from(end - first).unwrap_or(0)];
         self.space.read_memory(GuestAddr::new(first), &mut bytes).map_err(|_| Failure::NotNow)?;
         let base = usertrap::GuestAddr::new(first);
@@ -303,7 +303,7 @@ impl Attempt<'_> {
     /// Plans the site as if it were the only one, so that the plan serves whatever else is patched; or finds what was
     /// planned for the same bytes of the same file before.
     fn plan_for_file(&self, window: &CodeWindow<'_>) -> Result<Arc<Plan>, Refusal> {
-        let key = self.code.file_site(self.site.get());
+        let key = self.code.file_site(self.site.raw());
         let plans = || self.space.platform.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(key) = &key
             && let Some(result) = plans().get(key)

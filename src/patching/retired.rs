@@ -156,7 +156,7 @@ pub(super) fn wait_until_left<'a>(
     // On a kernel without barriers those that run are waited for all the same.
     let mut leavers = leavers.unwrap_or_else(|| space.process.running());
     let began = Instant::now();
-    let limit = space.platform.options.interrupt_deadline_limit().saturating_add(GRACE);
+    let limit = space.platform.options.get_interrupt_deadline().saturating_add(GRACE);
     books.rounds.closed += 1;
     while !leavers.all_left() && space.process.exit().is_none() {
         drop(books);

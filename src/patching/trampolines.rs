@@ -59,7 +59,7 @@ impl TrampolineMemory for Memory<'_> {
     type Error = NotDone;
 
     fn allocate(&mut self, len: usize, reach: Reach) -> Result<TrampolineAddr, NotDone> {
-        let middle = reach.lowest.get() / 2 + reach.highest.get() / 2;
+        let middle = reach.lowest.raw() / 2 + reach.highest.raw() / 2;
         for distance in DISTANCES {
             for step in 0..STEPS {
                 let at = middle.wrapping_add_signed(distance + step * STEP * distance.signum()) & !0xfff;
@@ -83,8 +83,8 @@ impl TrampolineMemory for Memory<'_> {
     }
 
     fn free(&mut self, at: TrampolineAddr, len: usize) {
-        self.blocks.blocks.remove(&at.get());
+        self.blocks.blocks.remove(&at.raw());
         // A guest that unmapped it before has what it wanted.
-        let _ = self.hands.execute(libc::SYS_munmap, [at.get(), len as u64, 0, 0, 0, 0]);
+        let _ = self.hands.execute(libc::SYS_munmap, [at.raw(), len as u64, 0, 0, 0, 0]);
     }
 }

@@ -13,6 +13,11 @@ mod table;
 pub(crate) use assemble::assemble;
 #[cfg(feature = "sentry")]
 pub(crate) use by_number::{Ruling, assemble_by_number};
-pub use supervisor::{SupervisorRow, supervisor_rows, syscall_filters};
+/// The rules of [`Systrap::syscall_filters`](crate::Systrap::syscall_filters) are this crate's, in this version.
+pub use seccompiler;
+pub(crate) use supervisor::syscall_filters;
+pub use supervisor::{SupervisorRow, supervisor_rows};
+/// Where a stub process makes a host call.
+pub use systrap_stub::code::SyscallSite;
 pub use table::{Condition, FilterKind, Row, Test, rows};
 pub(crate) use table::{MEMBARRIER_REGISTER_SYNC_CORE, MEMBARRIER_SYNC_CORE, is_private_futex_op};

@@ -35,32 +35,8 @@ impl fmt::Display for SupervisorRow {
     }
 }
 
-/// The host calls that `platform` makes in the supervisor from now on, as rules for seccompiler (gVisor
-/// `SyscallFilters`). A supervisor admits them, and what it needs itself, in a filter of its own: after
-/// [`Systrap::new`], which needs many more, and on all threads
-/// ([`seccompiler::apply_filter_all_threads`]). For several platforms the lists of each call are appended.
-///
-/// Stub processes are not affected: they are cloned from the template, which was there before.
-///
-/// Not in it is what depends on the program around the platform: its allocator (for glibc's: `brk`, and `mmap`,
-/// `munmap`, `mremap`, `mprotect` and `madvise` of private anonymous memory) and the clock if there is no vDSO.
-/// [`rows`](supervisor_rows) says what each is for.
-///
-/// ```
-/// use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let platform = systrap::Systrap::new(systrap::Options::new())?;
-/// let mut rules = platform.syscall_filters();
-/// rules.insert(libc::SYS_exit_group, vec![]); // and the rest of what the program needs
-/// let (mismatch, matched) = (SeccompAction::KillProcess, SeccompAction::Allow);
-/// let filter = SeccompFilter::new(rules, mismatch, matched, TargetArch::x86_64)?;
-/// let program = BpfProgram::try_from(filter)?;
-/// // seccompiler::apply_filter_all_threads(&program)?;
-/// # Ok(())
-/// # }
-/// ```
-#[must_use]
-pub fn syscall_filters(platform: &Systrap) -> BTreeMap<i64, Vec<SeccompRule>> {
+/// See [`Systrap::syscall_filters`].
+pub(crate) fn syscall_filters(platform: &Systrap) -> BTreeMap<i64, Vec<SeccompRule>> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     let mut unconditional = Vec::new();
     for row in supervisor_rows(platform) {
@@ -81,12 +57,12 @@ pub fn syscall_filters(platform: &Systrap) -> BTreeMap<i64, Vec<SeccompRule>> {
     rules
 }
 
-/// The rows behind [`syscall_filters`], to be read.
+/// The rows behind [`Systrap::syscall_filters`], to be read.
 #[must_use]
 pub fn supervisor_rows(platform: &Systrap) -> Vec<SupervisorRow> {
     let mut table = Table(Vec::new());
     table.hand_off();
-    if platform.inner.options.has_co_location() {
+    if platform.inner.options.get_co_location() {
         let why = "Options::co_location: confines stub threads, leaders and their supervisor's threads, and lets them go";
         table.add("sched_setaffinity", libc::SYS_sched_setaffinity, [], why);
     }

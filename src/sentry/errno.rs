@@ -56,7 +56,7 @@ impl Errno {
     /// `EOPNOTSUPP` under its other name.
     pub const ENOTSUP: Errno = Errno::EOPNOTSUPP;
 
-    /// Wraps a positive error number.
+    /// Wraps a positive error number: 1 to 4095, others are no errors to a guest.
     #[must_use]
     pub const fn from_raw(raw: i32) -> Self {
         Self(raw)
@@ -97,6 +97,21 @@ impl fmt::Debug for Errno {
             Some(name) => f.write_str(name),
             None => write!(f, "Errno({})", self.0),
         }
+    }
+}
+
+/// The C library's text, as [`Errno::message`].
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message())
+    }
+}
+
+impl std::error::Error for Errno {}
+
+impl From<Errno> for std::io::Error {
+    fn from(errno: Errno) -> Self {
+        Self::from_raw_os_error(errno.raw())
     }
 }
 

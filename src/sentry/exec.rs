@@ -3,7 +3,6 @@
 use super::abi::PATH_MAX;
 use super::errno::Errno;
 use super::file::StatView;
-use super::guest_memory::GuestMemoryExt as _;
 use super::host;
 use super::loader::{Image, LoadError, Program};
 use super::memory::{Layout, Mm};
@@ -11,9 +10,9 @@ use super::process::ProgramInfo;
 use super::procfs::{Anchor, Found};
 use super::restrictions::Bounds;
 use super::signals::AltStack;
-use super::syscalls::args::Path;
+use super::syscalls::args::{Arguments, Environment, Path};
 use super::task::{AfterCall, Task};
-use crate::{Context, Error, GuestAddr, PAGE_SIZE, Systrap, Vdso};
+use crate::{Context, Error, Systrap, Vdso};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -60,43 +59,13 @@ pub(crate) fn start(
     Ok(Started { mm, context, image })
 }
 
-/// The most arguments of one `execve`.
-const MOST_STRINGS: usize = 1 << 18;
-/// The most bytes of arguments that are read before the loader's own limit applies.
-const MOST_BYTES: usize = 4 << 20;
-/// The longest single string.
-const LONGEST_STRING: usize = 32 * PAGE_SIZE as usize;
-
 impl Task {
-    /// Reads a null-terminated array of strings.
-    fn read_strings(&self, array: GuestAddr) -> Result<Vec<CString>, Errno> {
-        let mut strings = Vec::new();
-        let mut total = 0;
-        if array == GuestAddr::NULL {
-            return Ok(strings);
-        }
-        loop {
-            let slot = array.checked_add(8 * strings.len() as u64).ok_or(Errno::EFAULT)?;
-            let pointer: u64 = self.memory().read_object(slot)?;
-            if pointer == 0 {
-                return Ok(strings);
-            }
-            let string = self.memory().read_string(GuestAddr::new(pointer), LONGEST_STRING, Errno::E2BIG)?;
-            total += string.as_bytes().len();
-            strings.push(string);
-            if strings.len() > MOST_STRINGS || total > MOST_BYTES {
-                return Err(Errno::E2BIG);
-            }
-        }
-    }
-
     /// `execve`: replaces the program in place. Until the new one is loaded nothing has changed.
     pub(super) fn execute(
         &mut self,
         dirfd: i32,
         path: &Path,
-        argv: GuestAddr,
-        envp: GuestAddr,
+        (argv, envp): (Arguments, Environment),
         flags: i32,
     ) -> Result<i64, Errno> {
         if flags & !(libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW) != 0 {
@@ -106,7 +75,7 @@ impl Task {
             return Err(Errno::ENAMETOOLONG);
         }
         if let Some(mounts) = self.mounts().cloned() {
-            let (argv, envp) = (self.read_strings(argv)?, self.read_strings(envp)?);
+            let (argv, envp) = (argv.read(self.memory())?, envp.read(self.memory())?);
             let program = self.open_program_in(&mounts, dirfd, path.as_c_str(), flags, argv, envp)?;
             return self.become_program(program);
         }
@@ -129,7 +98,7 @@ impl Task {
                 return Err(Errno::ELOOP);
             }
         }
-        let (argv, envp) = (self.read_strings(argv)?, self.read_strings(envp)?);
+        let (argv, envp) = (argv.read(self.memory())?, envp.read(self.memory())?);
         let program = Program::open(directory.as_fd(), &name, argv, envp).map_err(|error| error.errno())?;
         self.become_program(program)
     }

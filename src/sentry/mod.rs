@@ -30,6 +30,12 @@
 #![doc = include_str!("../../examples/file_policy.rs")]
 //! ```
 //! </details>
+//! <details><summary>A network policy: only this machine</summary>
+//!
+//! ```no_run
+#![doc = include_str!("../../examples/network_policy.rs")]
+//! ```
+//! </details>
 //! <details><summary>Virtual time: the guest's clock is the embedder's</summary>
 //!
 //! ```no_run
@@ -69,6 +75,7 @@ mod self_confinement;
 mod signalfd;
 mod signals;
 mod socket;
+mod socket_address;
 mod syscalls;
 mod task;
 mod timers;
@@ -77,12 +84,14 @@ mod trace;
 pub use errno::Errno;
 pub use filesystem::{Access, MountError, Mounts};
 pub use hook::{
-    ArgError, ArgValue, Argument, Call, CallEnd, CallSet, DeliveredSignal, Hook, TaskId, UnknownCall, Verdict,
+    ArgError, ArgValue, Argument, Call, CallEnd, CallSet, DeliveredSignal, Hook, OpenHow, OutgoingMessage,
+    TaskId, UnknownCall, Verdict,
 };
 pub use loader::LoadError;
 pub use network::Network;
 pub use observe::CallCounts;
 pub use run::{Guest, Outcome, RunError};
 pub use self_confinement::SupervisorFilter;
+pub use socket_address::SocketAddress;
 pub use syscalls::{Support, call_support};
 pub use task::ExitStatus;

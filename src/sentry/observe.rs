@@ -2,6 +2,7 @@
 
 use super::hook::{TaskHooks, TaskId};
 use super::kernel::Kernel;
+use super::socket_address::SocketAddress;
 use super::syscalls::{TABLE_LEN, call_name};
 use crate::{Arch, Entry, Syscall};
 use std::collections::{BTreeMap, HashMap};
@@ -10,13 +11,15 @@ use std::collections::{BTreeMap, HashMap};
 pub(crate) struct Observer {
     pub(crate) counts: Counts,
     pub(crate) hooks: TaskHooks,
+    /// The address of a socket that the call which hooks watch has returned.
+    pub(crate) returned_address: Option<SocketAddress>,
 }
 
 impl Observer {
     /// For a new task; `parent` watches the one that made it.
     pub(crate) fn new(kernel: &Kernel, task: TaskId, parent: Option<&Observer>) -> Self {
         let hooks = TaskHooks::attach(kernel, task, parent.map(|parent| &parent.hooks));
-        Self { counts: Counts::default(), hooks }
+        Self { counts: Counts::default(), hooks, returned_address: None }
     }
 }
 

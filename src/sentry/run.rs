@@ -63,7 +63,7 @@ impl fmt::Debug for Guest {
 }
 
 /// How a guest ended and what it did.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Outcome {
     /// Its exit status.

@@ -131,7 +131,11 @@ mod tests {
 
     #[test]
     fn lines_look_like_those_of_strace() {
-        let caller = FakeCaller { id: TaskId { pid: 7, tid: 7 }, memory: FakeMemory::new(0x1000, 4096) };
+        let caller = FakeCaller {
+            id: TaskId { pid: 7, tid: 7 },
+            memory: FakeMemory::new(0x1000, 4096),
+            returned_address: None,
+        };
         caller.memory.write(GuestAddr::new(0x1000), b"/etc/passwd\0").unwrap();
         let sink = Sink::default();
         let trace = Trace::new(Box::new(sink.clone()), 7);
@@ -160,7 +164,11 @@ mod tests {
         show(&caller, "exit_group", &mut [&mut Ok::<_, Errno>(1_i32)], [1, 0, 0, 0, 0, 0], CallEnd::NoReturn);
         let signal = DeliveredSignal { signo: libc::SIGUSR1, code: libc::SI_TKILL, address: None };
         trace.signal(caller.id, &mut TraceLine::default(), &signal);
-        let other = FakeCaller { id: TaskId { pid: 7, tid: 8 }, memory: FakeMemory::new(0, 0) };
+        let other = FakeCaller {
+            id: TaskId { pid: 7, tid: 8 },
+            memory: FakeMemory::new(0, 0),
+            returned_address: None,
+        };
         let mut line = TraceLine::default();
         trace.task_started(other.id, &mut line, None);
         pass(&trace, &mut line, &other, "getpid", &mut [], ([0; 6], ok(7)));

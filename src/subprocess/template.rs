@@ -180,8 +180,8 @@ impl Plan {
     pub(crate) fn new(base: u64, files: &Files<'_>, options: &Options) -> Self {
         Self {
             base,
-            cpuid_faulting: options.has_cpuid_faulting(),
-            speculation_barriers: options.has_speculation_barriers(),
+            cpuid_faulting: options.get_cpuid_faulting(),
+            speculation_barriers: options.get_speculation_barriers(),
             text_fd: files.text.as_raw_fd(),
             memfd: files.slots.as_raw_fd(),
             request_fd: files.request.as_raw_fd(),

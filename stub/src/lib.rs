@@ -7,6 +7,10 @@
 //!
 //! A stub process is untrusted as a whole. Everything here that is writable in a stub process is an
 //! allegation to the supervisor; everything read-only is a promise of the supervisor to the stub.
+//!
+//! # Stability
+//!
+//! None: this is a part of `systrap`, which asks for exactly its own version. Anything here may change with any release.
 #![no_std]
 
 pub mod code;

@@ -17,7 +17,7 @@ macro_rules! address {
             }
 
             /// The raw address.
-            pub const fn get(self) -> u64 {
+            pub const fn raw(self) -> u64 {
                 self.0
             }
 
@@ -58,6 +58,7 @@ address!(
 
 impl GuestAddr {
     /// How far `other` lies behind `self`, in bytes.
+    #[must_use]
     pub const fn distance_to(self, other: GuestAddr) -> i64 {
         other.0.wrapping_sub(self.0) as i64
     }
@@ -71,6 +72,7 @@ impl GuestAddr {
 
 impl TrampolineAddr {
     /// The same address as the value an instruction pointer would have there.
+    #[must_use]
     pub const fn as_rip(self) -> GuestAddr {
         GuestAddr(self.0)
     }
@@ -87,21 +89,25 @@ pub struct GuestRange {
 
 impl GuestRange {
     /// The range `start..end`; empty when `end <= start`.
+    #[must_use]
     pub const fn new(start: GuestAddr, end: GuestAddr) -> Self {
         Self { start, end }
     }
 
     /// The range of `len` bytes at `start`, cut off at the end of the address space.
+    #[must_use]
     pub const fn of_len(start: GuestAddr, len: u64) -> Self {
         Self { start, end: GuestAddr(start.0.saturating_add(len)) }
     }
 
     /// Whether `addr` lies in the range.
+    #[must_use]
     pub const fn contains(&self, addr: GuestAddr) -> bool {
         self.start.0 <= addr.0 && addr.0 < self.end.0
     }
 
     /// Whether the two ranges share a byte.
+    #[must_use]
     pub const fn overlaps(&self, other: &GuestRange) -> bool {
         self.start.0 < other.end.0
             && other.start.0 < self.end.0
@@ -124,6 +130,7 @@ const REACH_MARGIN: u64 = 4096;
 
 impl Reach {
     /// Everything that a 32-bit displacement can bridge to and from `addr`, with a page of margin.
+    #[must_use]
     pub const fn around(addr: GuestAddr) -> Self {
         let far = (1u64 << 31) - REACH_MARGIN;
         Self {
@@ -133,12 +140,14 @@ impl Reach {
     }
 
     /// What both allow; `None` when nothing is left.
+    #[must_use]
     pub fn intersect(self, other: Reach) -> Option<Reach> {
         let both = Reach { lowest: self.lowest.max(other.lowest), highest: self.highest.min(other.highest) };
         (both.lowest <= both.highest).then_some(both)
     }
 
     /// Whether `len` bytes at `addr` lie within.
+    #[must_use]
     pub fn admits(&self, addr: TrampolineAddr, len: usize) -> bool {
         let Some(last) = (len as u64).checked_sub(1).and_then(|n| addr.0.checked_add(n)) else {
             return false;
@@ -153,8 +162,8 @@ mod tests {
 
     #[test]
     fn reach_is_cut_off_at_the_ends_of_the_address_space() {
-        assert_eq!(Reach::around(GuestAddr::new(0)).lowest.get(), 0);
-        assert_eq!(Reach::around(GuestAddr::new(u64::MAX)).highest.get(), u64::MAX);
+        assert_eq!(Reach::around(GuestAddr::new(0)).lowest.raw(), 0);
+        assert_eq!(Reach::around(GuestAddr::new(u64::MAX)).highest.raw(), u64::MAX);
         assert!(!Reach::around(GuestAddr::new(u64::MAX)).admits(TrampolineAddr::new(u64::MAX), 2));
     }
 

@@ -27,7 +27,8 @@ const LARGEST_BLOCK: usize = 64 * 1024;
 const _: () = assert!(SMALLEST_BLOCK.is_multiple_of(TRAMPOLINE_ALIGN), "blocks consist of whole cells");
 
 /// Why there is no memory for a trampoline.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ArenaError<E> {
     /// The cap of this address space is reached.
     #[error("the trampolines would need more than {max_bytes} bytes")]
@@ -136,7 +137,7 @@ impl Arena {
             return Err(ArenaError::Full { max_bytes: self.max_bytes });
         }
         let at = memory.allocate(len, reach).map_err(ArenaError::Memory)?;
-        let aligned = at.get().is_multiple_of(SMALLEST_BLOCK as u64);
+        let aligned = at.raw().is_multiple_of(SMALLEST_BLOCK as u64);
         if !aligned || !reach.admits(at, len) || self.overlaps(at, len) {
             memory.free(at, len);
             return Err(ArenaError::Misplaced { at });

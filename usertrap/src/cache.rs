@@ -32,6 +32,7 @@ pub struct PlanCache<K = FileSite> {
 
 impl<K: Hash + Eq + Clone> PlanCache<K> {
     /// A cache of at most `capacity` results (at least one).
+    #[must_use]
     pub fn new(capacity: usize) -> Self {
         Self { plans: BoundedMap::new(capacity) }
     }
@@ -48,11 +49,13 @@ impl<K: Hash + Eq + Clone> PlanCache<K> {
     }
 
     /// Results held.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.plans.len()
     }
 
     /// Whether nothing is held.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -152,6 +152,13 @@
 //!   one.
 //! * The bytes behind the five of a `jmp rel32` are left as they were: nothing executes them, and a patch is undone by
 //!   one store.
+//!
+//! # Stability
+//!
+//! Semantic versioning. Errors, reasons and what functions return may gain variants and fields (`#[non_exhaustive]`); what a
+//! caller has to carry out in full, [`Step`] and [`WriteMode`], and what it has to tell apart, [`RipMeaning`] and
+//! [`GuestPosition`], gain none without a new major version. *Which* sites are patched, and the bytes of trampolines, may
+//! change with any release. No type of a dependency is part of the interface.
 #![forbid(unsafe_code)]
 
 mod addr;

@@ -50,6 +50,7 @@ pub enum Tier {
 
 impl Tier {
     /// 1, 2 or 3.
+    #[must_use]
     pub fn number(&self) -> u8 {
         match self {
             Tier::OneInstruction => 1,
@@ -80,38 +81,45 @@ pub struct Plan {
 
 impl Plan {
     /// Which bytes change, and how.
+    #[must_use]
     pub fn tier(&self) -> &Tier {
         &self.tier
     }
 
     /// Offset from the site of the jump: the instruction replaced (tiers 1 and 3) or the `syscall`, 0 (tier 2).
+    #[must_use]
     pub fn head(&self) -> i32 {
         self.head
     }
 
     /// The instructions that the trampoline runs before it enters the syshandler, in order.
+    #[must_use]
     pub fn relocated(&self) -> &[Relocated] {
         &self.relocated
     }
 
     /// What the proof of the instruction boundaries rests on.
+    #[must_use]
     pub fn witness(&self) -> Witness {
         self.witness
     }
 
     /// A known branch target behind the jump, or where a function probably begins there, as an offset: whoever arrives there still traps, which is correct but
     /// slow.
+    #[must_use]
     pub fn late_entry(&self) -> Option<i32> {
         self.late_entry
     }
 
     /// Whether other threads of the address space must not run while the patch is written.
+    #[must_use]
     pub fn needs_stopped_threads(&self) -> bool {
         matches!(self.tier, Tier::Relocated { .. })
     }
 
     /// The cheapest way in which a patch of this plan may be written at `site`: one atomic store where its bytes lie
     /// in one aligned word, `int3` first elsewhere, stopped threads for tier 3.
+    #[must_use]
     pub fn write_mode(&self, site: GuestAddr) -> WriteMode {
         let len = if self.padding.is_some() { SYSCALL.len() } else { JUMP_LEN };
         let first = site.wrapping_offset(self.head.into());
@@ -124,12 +132,14 @@ impl Plan {
     }
 
     /// The guest bytes that the patch needs unchanged: those it replaces, those it copied, and the site.
+    #[must_use]
     pub fn footprint(&self, site: GuestAddr) -> GuestRange {
         let start = site.wrapping_offset(self.head.into());
         GuestRange::of_len(start, self.code.len() as u64)
     }
 
     /// The padding used, for a plan of tier 2.
+    #[must_use]
     pub fn padding(&self, site: GuestAddr) -> Option<GuestRange> {
         match self.tier {
             Tier::Padding { offset, .. } => {
@@ -140,6 +150,7 @@ impl Plan {
     }
 
     /// Whether the window holds, at its site, the very bytes that the plan was made from.
+    #[must_use]
     pub fn matches(&self, window: &CodeWindow<'_>) -> bool {
         let code = window.get(self.head, self.code.len()) == Some(&self.code);
         let padding = match (&self.tier, &self.padding) {
@@ -151,6 +162,7 @@ impl Plan {
 
     /// Where a trampoline for the site may lie, so that the jump to it and everything its copies refer to is in reach.
     /// `None` if there is no such place.
+    #[must_use]
     pub fn reach(&self, site: GuestAddr) -> Option<Reach> {
         self.relocated.iter().filter_map(|r| r.refers_to).try_fold(Reach::around(site), |reach, to| {
             reach.intersect(Reach::around(site.wrapping_offset(to)))

@@ -134,7 +134,7 @@ impl Search<'_, '_> {
         self.targets.first_in(at.offset..at.offset + 1).is_some()
             || self.hints.function.is_some_and(|f| f.start == addr)
             || self.is_landing_pad(at.offset)
-            || (addr.get().is_multiple_of(PADDING_ALIGN) && padding_kind(&at.instr).is_none())
+            || (addr.raw().is_multiple_of(PADDING_ALIGN) && padding_kind(&at.instr).is_none())
     }
 
     /// The nearest instruction of five bytes that is proved, not jumped into and not taken.
@@ -167,7 +167,7 @@ impl Search<'_, '_> {
     fn likely_entry(&self, nearest_first: &[(Decoded, Relocated)]) -> Option<i32> {
         let mut ends =
             nearest_first.iter().filter(|(d, _)| padding_kind(&d.instr).is_some()).map(|(d, _)| d.end());
-        ends.find(|end| self.window.addr(*end).get().is_multiple_of(PADDING_ALIGN))
+        ends.find(|end| self.window.addr(*end).raw().is_multiple_of(PADDING_ALIGN))
     }
 
     /// Whether the boundary is proved, no branch goes into `inside` and no other patch lies there.
@@ -254,7 +254,7 @@ impl Search<'_, '_> {
             // A function may begin with nops (room for live patching), and only an indirect call may lead there. It
             // begins at an aligned address, and padding ends at the latest there; nops that neither begin nor end at
             // one are no padding that a tool has put between functions.
-            let up = |offset: i32| self.window.addr(offset).get().wrapping_neg() % PADDING_ALIGN;
+            let up = |offset: i32| self.window.addr(offset).raw().wrapping_neg() % PADDING_ALIGN;
             end = end.min(start + up(start) as i32);
             if up(end) != 0 {
                 return None;

@@ -42,6 +42,7 @@ pub enum Witness {
 /// There is no proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{agreeing} of {voters} decodings agree and no function start vouches for it")]
+#[non_exhaustive]
 pub struct Unproved {
     /// Starts that decoded an instruction boundary at the offset.
     pub agreeing: u8,

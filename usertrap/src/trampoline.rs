@@ -96,6 +96,7 @@ pub struct Trampoline {
 
 impl Trampoline {
     /// How many bytes to allocate for the plan's trampoline, wherever it will be.
+    #[must_use]
     pub fn max_len(plan: &Plan) -> usize {
         let copies: usize = plan.relocated.iter().map(|r| r.len as usize + growth(r)).sum();
         (copies + LEA_LEN + JMP_LEN).next_multiple_of(WORD) + WORD
@@ -112,7 +113,7 @@ impl Trampoline {
         syshandler: SyshandlerAddr,
     ) -> Result<Self, BuildError> {
         let placed = plan.reach(site).is_some_and(|reach| reach.admits(at, Self::max_len(plan)));
-        if !placed || !at.get().is_multiple_of(TRAMPOLINE_ALIGN as u64) {
+        if !placed || !at.raw().is_multiple_of(TRAMPOLINE_ALIGN as u64) {
             return Err(BuildError::Misplaced { site, at });
         }
         let mut t = Self { site, at, bytes: vec![], map: vec![], code_len: 0 };
@@ -134,7 +135,7 @@ impl Trampoline {
         t.bytes.extend(((word - t.bytes.len() - 4) as u32).to_le_bytes());
         t.code_len = t.bytes.len();
         t.bytes.resize(word, INT3);
-        t.bytes.extend(syshandler.get().to_le_bytes());
+        t.bytes.extend(syshandler.raw().to_le_bytes());
         Ok(t)
     }
 
@@ -157,41 +158,46 @@ impl Trampoline {
         if relocated.kind == CopyKind::Verbatim {
             return Ok(original.to_vec());
         }
-        let mut wanted = decode_one(original, from.get());
+        let mut wanted = decode_one(original, from.raw());
         if relocated.kind == CopyKind::Branch {
             wanted.as_near_branch();
         }
         let mut encoder = Encoder::new(64);
-        encoder.encode(&wanted, to.get()).map_err(|_| failed)?;
+        encoder.encode(&wanted, to.raw()).map_err(|_| failed)?;
         let bytes = encoder.take_buffer();
         // iced keeps operand and target addresses absolute, so equal here means equal there.
-        let got = decode_one(&bytes, to.get());
+        let got = decode_one(&bytes, to.raw());
         let fits = bytes.len() <= relocated.len as usize + growth(relocated);
         if got == wanted && fits { Ok(bytes) } else { Err(failed) }
     }
 
     /// The site served.
+    #[must_use]
     pub fn site(&self) -> GuestAddr {
         self.site
     }
 
     /// Where it has to be put.
+    #[must_use]
     pub fn at(&self) -> TrampolineAddr {
         self.at
     }
 
     /// Its bytes, the syshandler's address at the end included.
+    #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
     /// Its instructions, without padding and the syshandler's address.
+    #[must_use]
     pub fn code(&self) -> &[u8] {
         &self.bytes[..self.code_len]
     }
 
     /// What an instruction pointer in the trampoline means. `None` when no instruction of it begins there: a guest
     /// that jumped into the middle, which no patched program does. Its fault is its own.
+    #[must_use]
     pub fn guest_position(&self, rip: GuestAddr) -> Option<GuestPosition> {
         let offset = u16::try_from(self.at.as_rip().distance_to(rip)).ok()?;
         let found = self.map.binary_search_by_key(&offset, |m| m.trampoline_offset).ok()?;
@@ -204,6 +210,7 @@ impl Trampoline {
     }
 
     /// Where in the trampoline the guest's instruction at `addr` is run: a copy, or the call itself for the site.
+    #[must_use]
     pub fn copy_of(&self, addr: GuestAddr) -> Option<TrampolineAddr> {
         let offset = self.site.distance_to(addr);
         let mapped = self.map.iter().find(|m| !m.call_made && i64::from(m.guest_offset) == offset)?;

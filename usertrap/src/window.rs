@@ -61,31 +61,37 @@ impl<'a> CodeWindow<'a> {
     }
 
     /// The site's address.
+    #[must_use]
     pub fn site(&self) -> GuestAddr {
         self.site
     }
 
     /// Offset of the first byte, 0 or less.
+    #[must_use]
     pub fn first(&self) -> i32 {
         -(self.index as i32)
     }
 
     /// Offset behind the last byte, 2 or more.
+    #[must_use]
     pub fn end(&self) -> i32 {
         (self.bytes.len() - self.index) as i32
     }
 
     /// The address at an offset from the site.
+    #[must_use]
     pub fn addr(&self, offset: i32) -> GuestAddr {
         self.site.wrapping_offset(offset.into())
     }
 
     /// The offset of an address, if it lies within ±2 GiB of the site.
+    #[must_use]
     pub fn offset_of(&self, addr: GuestAddr) -> Option<i32> {
         i32::try_from(self.site.distance_to(addr)).ok()
     }
 
     /// The bytes from `offset` to the end of the window; empty when the offset is outside.
+    #[must_use]
     pub fn from(&self, offset: i32) -> &'a [u8] {
         usize::try_from(self.index as i64 + i64::from(offset))
             .ok()
@@ -94,16 +100,19 @@ impl<'a> CodeWindow<'a> {
     }
 
     /// Exactly `len` bytes at `offset`, if the window has them.
+    #[must_use]
     pub fn get(&self, offset: i32, len: usize) -> Option<&'a [u8]> {
         self.from(offset).get(..len)
     }
 
     /// Exactly `len` bytes at `addr`, if the window has them.
+    #[must_use]
     pub fn get_at(&self, addr: GuestAddr, len: usize) -> Option<&'a [u8]> {
         self.get(self.offset_of(addr)?, len)
     }
 
     /// Whether the site holds a `syscall`.
+    #[must_use]
     pub fn holds_syscall(&self) -> bool {
         self.get(0, SYSCALL.len()) == Some(&SYSCALL)
     }

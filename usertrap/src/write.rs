@@ -174,9 +174,9 @@ mod tests {
     fn a_breakpoint_covers_the_change_of_the_tail() {
         let steps = change(0xfff).steps(WriteMode::Breakpoint, None).unwrap();
         let Step::Bytes { addr, new, .. } = &steps[0] else { panic!("{steps:?}") };
-        assert_eq!((addr.get(), &new[..]), (0xfff, &[0xcc][..]));
+        assert_eq!((addr.raw(), &new[..]), (0xfff, &[0xcc][..]));
         assert_eq!(steps[1], Step::Barrier);
-        assert!(matches!(&steps[2], Step::Bytes { addr, new, .. } if addr.get() == 0x1000 && new.len() == 4));
+        assert!(matches!(&steps[2], Step::Bytes { addr, new, .. } if addr.raw() == 0x1000 && new.len() == 4));
         assert_eq!(steps[3], Step::Barrier);
         assert!(matches!(&steps[4], Step::Bytes { old, new, .. } if old == &[0xcc] && new == &[0xe9]));
     }
@@ -186,7 +186,7 @@ mod tests {
         let gone = GuestRange::of_len(GuestAddr::new(0x1000), 0x1000);
         let left = change(0xffe).outside(gone);
         assert_eq!(left.len(), 1);
-        assert_eq!((left[0].addr.get(), &left[0].old[..]), (0xffe, &[0xb8, 1][..]));
+        assert_eq!((left[0].addr.raw(), &left[0].old[..]), (0xffe, &[0xb8, 1][..]));
         assert_eq!(change(0x1ffd).outside(gone)[0].old, [0, 0]);
         assert_eq!(change(0x1100).outside(gone), []);
     }

@@ -165,7 +165,7 @@ fn leads_to_trampoline(plan: &Plan, site: GuestAddr, guest: &Guest, trampoline: 
     let mut at = site.wrapping_offset(plan.head().into());
     for _ in 0..2 {
         let from = guest.base.distance_to(at) as usize;
-        let jump = Decoder::with_ip(64, &guest.bytes[from..], at.get(), DecoderOptions::NONE).decode();
+        let jump = Decoder::with_ip(64, &guest.bytes[from..], at.raw(), DecoderOptions::NONE).decode();
         assert!(jump.is_jmp_short_or_near(), "{jump}");
         at = GuestAddr::new(jump.near_branch_target());
         if at == trampoline.at().as_rip() {
@@ -185,11 +185,11 @@ fn copies_mean_the_same(truth: &Window, base: GuestAddr, trampoline: &Trampoline
         formatter.format(&instr, &mut out);
         (out.replace(" short ", " ").replace(" near ", " "), instr.len(), instr)
     };
-    let (code, mut ip) = (trampoline.code(), trampoline.at().get());
+    let (code, mut ip) = (trampoline.code(), trampoline.at().raw());
     let mut done = 0;
     for r in plan.relocated() {
         let original = truth.site as i64 + i64::from(r.offset);
-        let (wanted, len, _) = text(&truth.code[original as usize..], base.wrapping_offset(original).get());
+        let (wanted, len, _) = text(&truth.code[original as usize..], base.wrapping_offset(original).raw());
         assert_eq!(len, r.len as usize);
         let (got, len, _) = text(&code[done..], ip);
         assert_eq!(got, wanted);
@@ -200,15 +200,15 @@ fn copies_mean_the_same(truth: &Window, base: GuestAddr, trampoline: &Trampoline
     assert_eq!(lea.op0_register(), iced_x86::Register::RCX);
     assert_eq!(
         lea.ip_rel_memory_address(),
-        trampoline.site().get() + 2,
+        trampoline.site().raw() + 2,
         "rcx is the address behind the syscall"
     );
     (done, ip) = (done + len, ip + len as u64);
     let (_, len, jmp) = text(&code[done..], ip);
     assert!(jmp.is_jmp_near_indirect());
     assert_eq!(done + len, code.len());
-    let word = (jmp.ip_rel_memory_address() - trampoline.at().get()) as usize;
-    assert_eq!(trampoline.bytes()[word..], SYSHANDLER.get().to_le_bytes());
+    let word = (jmp.ip_rel_memory_address() - trampoline.at().raw()) as usize;
+    assert_eq!(trampoline.bytes()[word..], SYSHANDLER.raw().to_le_bytes());
     assert!(jmp.ip_rel_memory_address().is_multiple_of(8), "the load does not straddle");
     assert!(trampoline.bytes().len() <= Trampoline::max_len(plan));
     assert!(truth.code.len() < DATA_OFFSET);

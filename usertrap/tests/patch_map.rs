@@ -27,13 +27,13 @@ fn site(i: u64) -> GuestAddr {
 
 /// Plans as a caller does: on a window of the original bytes.
 fn plan_at(map: &PatchMap, guest: &Guest, site: GuestAddr) -> (Plan, Vec<u8>, GuestAddr) {
-    let start = GuestAddr::new((site.get() - 128).max(BASE));
+    let start = GuestAddr::new((site.raw() - 128).max(BASE));
     let from = offset_in_guest(start);
     let mut bytes = guest.bytes[from..(from + 320).min(guest.bytes.len())].to_vec();
     map.overlay_original(start, &mut bytes);
     let window = CodeWindow::new(start, &bytes, site).unwrap();
     let function =
-        KnownFunction { start: GuestAddr::new(site.get() - 5), end: Some(site.wrapping_offset(3)) };
+        KnownFunction { start: GuestAddr::new(site.raw() - 5), end: Some(site.wrapping_offset(3)) };
     let occupied = map.occupied_near(site);
     let hints =
         Hints { site_executed: true, function: Some(function), occupied: &occupied, ..Hints::default() };
@@ -41,7 +41,7 @@ fn plan_at(map: &PatchMap, guest: &Guest, site: GuestAddr) -> (Plan, Vec<u8>, Gu
 }
 
 fn offset_in_guest(at: GuestAddr) -> usize {
-    (at.get() - BASE) as usize
+    (at.raw() - BASE) as usize
 }
 
 fn patch(
@@ -164,7 +164,7 @@ fn a_cancelled_patch_leaves_nothing() {
     let (plan, _, _) = plan_at(&map, &guest, site(2));
     let window = CodeWindow::new(guest.base, &guest.bytes, site(2)).unwrap();
     map.prepare(&plan, &window, SYSHANDLER, WriteMode::Atomic, &mut memory).unwrap();
-    assert_eq!(map.fork().unwrap_err(), ForkError { site: site(2) });
+    assert_eq!(map.fork().unwrap_err().site, site(2));
     assert_eq!(map.evict_oldest(WriteMode::Atomic), None, "a patch being written is not evicted");
     assert!(map.cancel(site(2), &mut memory));
     assert!(!map.cancel(site(2), &mut memory) && !map.commit(site(2)));

@@ -28,16 +28,16 @@ fn displacements_fit_at_both_ends() {
         let reach = plan.reach(site).unwrap();
         let len = Trampoline::max_len(&plan) as u64;
         let align = TRAMPOLINE_ALIGN as u64;
-        let lowest = reach.lowest.get().next_multiple_of(align);
-        let highest = (reach.highest.get() + 1 - len) / align * align;
+        let lowest = reach.lowest.raw().next_multiple_of(align);
+        let highest = (reach.highest.raw() + 1 - len) / align * align;
         for at in [lowest, (lowest + highest) / 2 / align * align, highest].map(TrampolineAddr::new) {
             let trampoline = Trampoline::build(&plan, site, at, SYSHANDLER).unwrap();
-            let mut decoder = Decoder::with_ip(64, trampoline.code(), at.get(), DecoderOptions::NONE);
+            let mut decoder = Decoder::with_ip(64, trampoline.code(), at.raw(), DecoderOptions::NONE);
             let [_, lea, je, rcx, jmp] = [(); 5].map(|()| decoder.decode());
-            let expected = site.wrapping_offset(-2 + i64::from(to)).get();
+            let expected = site.wrapping_offset(-2 + i64::from(to)).raw();
             assert_eq!(lea.ip_rel_memory_address(), expected);
-            assert_eq!(je.near_branch64(), site.get() + 2);
-            assert_eq!(rcx.ip_rel_memory_address(), site.get() + 2);
+            assert_eq!(je.near_branch64(), site.raw() + 2);
+            assert_eq!(rcx.ip_rel_memory_address(), site.raw() + 2);
             assert!(jmp.is_jmp_near_indirect());
         }
         for at in [lowest - align, highest + align, lowest + 8].map(TrampolineAddr::new) {

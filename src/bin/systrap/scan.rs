@@ -93,7 +93,7 @@ impl Report<'_> {
     }
 
     fn describe(&self, site: &ScannedSite) -> String {
-        let at = (site.site.get() & !0xfff).wrapping_add(TRAMPOLINE_DISTANCE);
+        let at = (site.site.raw() & !0xfff).wrapping_add(TRAMPOLINE_DISTANCE);
         self.0.describe(site, TrampolineAddr::new(at), SYSHANDLER)
     }
 

@@ -3,8 +3,9 @@
 use super::{CallEnd, TaskId};
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemory;
+use crate::sentry::socket_address::SocketAddress;
 use crate::sentry::syscalls::Parameter;
-use crate::sentry::syscalls::args::{Arg, CallView};
+use crate::sentry::syscalls::args::{Arg, CallView, MessageHeader, Replacement};
 use crate::sentry::task::Task;
 use crate::{CopyError, GuestAddr};
 use std::borrow::Cow;
@@ -17,9 +18,11 @@ use std::path::PathBuf;
 pub(crate) trait Slot {
     fn is_output(&self) -> bool;
     fn show(&self, view: &CallView<'_>, out: &mut String);
-    fn value(&self, raw: u64) -> ArgValue<'_>;
-    fn set_raw(&mut self, raw: u64, memory: &dyn GuestMemory);
-    fn set_path(&mut self, path: CString) -> bool;
+    fn value<'a>(&'a self, view: &CallView<'a>) -> ArgValue<'a>;
+    fn uses_next(&self) -> bool;
+    fn decode_again(&mut self, args: &[u64; 6], index: usize, memory: &dyn GuestMemory);
+    /// Says whether the argument is of that kind.
+    fn replace(&mut self, by: Replacement) -> bool;
 }
 
 /// The arguments of a call.
@@ -56,19 +59,25 @@ impl<A: Arg + 'static> Slot for Result<A, Errno> {
         }
     }
 
-    fn value(&self, raw: u64) -> ArgValue<'_> {
+    fn value<'a>(&'a self, view: &CallView<'a>) -> ArgValue<'a> {
         match self {
-            Ok(arg) => arg.value().unwrap_or(ArgValue::Word(raw)),
+            Ok(arg) => arg
+                .value_in(view)
+                .unwrap_or_else(|| ArgValue::Word(view.args.get(view.index).copied().unwrap_or_default())),
             Err(errno) => ArgValue::Unreadable(*errno),
         }
     }
 
-    fn set_raw(&mut self, raw: u64, memory: &dyn GuestMemory) {
-        *self = A::decode(raw, memory);
+    fn uses_next(&self) -> bool {
+        A::USES_NEXT
     }
 
-    fn set_path(&mut self, path: CString) -> bool {
-        match A::from_path(path) {
+    fn decode_again(&mut self, args: &[u64; 6], index: usize, memory: &dyn GuestMemory) {
+        *self = A::decode_at(args, index, memory);
+    }
+
+    fn replace(&mut self, by: Replacement) -> bool {
+        match A::replaced(by) {
             Some(arg) => {
                 *self = Ok(arg);
                 true
@@ -93,11 +102,49 @@ pub enum ArgValue<'a> {
     Path(&'a CStr),
     /// Another string that was read from the guest once, such as the name of an extended attribute.
     Text(&'a CStr),
+    /// The arguments or the environment of a program to execute, read from the guest once: the program gets these
+    /// very strings.
+    Strings(&'a [CString]),
+    /// The address of a socket, read from the guest once: the call uses this very address. For a call that returns
+    /// one (`accept`, `recvfrom`, …) it is there after the call, in full even if the guest had room for less.
+    SocketAddress(&'a SocketAddress),
+    /// What `sendmsg` or `sendmmsg` is to send, read from the guest once. Messages of `sendmmsg` behind one that
+    /// cannot be read are not among them, and not sent.
+    Messages(&'a [OutgoingMessage]),
+    /// How `openat2` is to open a file, read from the guest once.
+    OpenHow(OpenHow),
     /// An address in guest memory. What lies there can change until the call reads it, for other threads run.
     Address(GuestAddr),
     /// The argument points to memory that cannot be read, or is too long: the call fails with this unless the hook
     /// gives it another argument.
     Unreadable(Errno),
+}
+
+/// A message that a guest sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutgoingMessage {
+    pub(crate) header: MessageHeader,
+    pub(crate) address: Option<SocketAddress>,
+}
+
+impl OutgoingMessage {
+    /// Where it is sent, if the guest says so: a socket that is connected needs no address.
+    #[must_use]
+    pub fn address(&self) -> Option<&SocketAddress> {
+        self.address.as_ref()
+    }
+}
+
+/// `struct open_how`, see openat2(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OpenHow {
+    /// `O_*`.
+    pub flags: u64,
+    /// The permissions of a file that is created.
+    pub mode: u64,
+    /// `RESOLVE_*`.
+    pub resolve: u64,
 }
 
 /// An argument cannot be changed like that.
@@ -110,6 +157,12 @@ pub enum ArgError {
     /// It is no path.
     #[error("the argument is not a path")]
     NotAPath,
+    /// It is no address of a socket.
+    #[error("the argument is not the address of a socket")]
+    NotASocketAddress,
+    /// It is no list of strings.
+    #[error("the argument is not a list of strings")]
+    NotStrings,
     /// The call has been made.
     #[error("the call has been made")]
     TooLate,
@@ -120,6 +173,7 @@ pub(crate) trait Caller {
     fn id(&self) -> TaskId;
     fn memory(&self) -> &dyn GuestMemory;
     fn directory_path(&self, dirfd: i32) -> Option<PathBuf>;
+    fn returned_address(&self) -> Option<&SocketAddress>;
 }
 
 impl Caller for Task {
@@ -133,6 +187,10 @@ impl Caller for Task {
 
     fn directory_path(&self, dirfd: i32) -> Option<PathBuf> {
         Task::directory_path(self, dirfd).ok()
+    }
+
+    fn returned_address(&self) -> Option<&SocketAddress> {
+        self.observer.returned_address.as_ref()
     }
 }
 
@@ -182,7 +240,7 @@ impl Call<'_> {
     pub fn arg(&self, index: usize) -> Option<Argument<'_>> {
         let parameter = self.facts.parameters.get(index)?;
         let slot = self.slots.at(index)?;
-        Some(Argument { slot, parameter, facts: self.facts, index, memory: self.caller.memory() })
+        Some(Argument { slot, parameter, facts: self.facts, index, caller: self.caller })
     }
 
     /// All arguments in order.
@@ -190,8 +248,8 @@ impl Call<'_> {
         (0..self.facts.parameters.len()).filter_map(|index| self.arg(index))
     }
 
-    /// Replaces an argument by what the guest could have put into the register; one that points to a string is read
-    /// from there.
+    /// Replaces an argument by what the guest could have put into the register; one that points to what the call reads
+    /// is read from there. What a length belongs to is read again with a new one.
     ///
     /// # Errors
     ///
@@ -201,11 +259,24 @@ impl Call<'_> {
             return Err(ArgError::TooLate);
         }
         let slot = self.slots.at_mut(index).ok_or(ArgError::NoSuchArgument)?;
-        slot.set_raw(raw, self.caller.memory());
         if let Some(arg) = self.facts.args.get_mut(index) {
             *arg = raw;
         }
+        slot.decode_again(&self.facts.args, index, self.caller.memory());
+        if let Some(before) = index.checked_sub(1)
+            && let Some(slot) = self.slots.at_mut(before).filter(|slot| slot.uses_next())
+        {
+            slot.decode_again(&self.facts.args, before, self.caller.memory());
+        }
         Ok(())
+    }
+
+    fn replace(&mut self, index: usize, by: Replacement, otherwise: ArgError) -> Result<(), ArgError> {
+        if self.facts.end.is_some() {
+            return Err(ArgError::TooLate);
+        }
+        let slot = self.slots.at_mut(index).ok_or(ArgError::NoSuchArgument)?;
+        if slot.replace(by) { Ok(()) } else { Err(otherwise) }
     }
 
     /// Replaces a path. The guest's memory stays as it is.
@@ -214,11 +285,43 @@ impl Call<'_> {
     ///
     /// When the argument is no path, there is none at this position, or the call has been made.
     pub fn set_path(&mut self, index: usize, path: impl Into<CString>) -> Result<(), ArgError> {
-        if self.facts.end.is_some() {
-            return Err(ArgError::TooLate);
-        }
-        let slot = self.slots.at_mut(index).ok_or(ArgError::NoSuchArgument)?;
-        if slot.set_path(path.into()) { Ok(()) } else { Err(ArgError::NotAPath) }
+        self.replace(index, Replacement::Path(path.into()), ArgError::NotAPath)
+    }
+
+    /// Replaces the address of a socket, with its length. The guest's memory stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the argument is no address that the call reads ([`ArgValue::Messages`] are none), there is none at this
+    /// position, or the call has been made.
+    pub fn set_socket_address(
+        &mut self,
+        index: usize,
+        address: impl Into<SocketAddress>,
+    ) -> Result<(), ArgError> {
+        self.replace(index, Replacement::SocketAddress(address.into()), ArgError::NotASocketAddress)
+    }
+
+    /// Replaces the arguments or the environment of a program to execute. The guest's memory stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the argument is no list of strings, there is none at this position, or the call has been made.
+    pub fn set_strings<S: Into<CString>>(
+        &mut self,
+        index: usize,
+        strings: impl IntoIterator<Item = S>,
+    ) -> Result<(), ArgError> {
+        let strings = strings.into_iter().map(Into::into).collect();
+        self.replace(index, Replacement::Strings(strings), ArgError::NotStrings)
+    }
+
+    /// After the call, the address of a socket that it returned: of the other end (`accept`, `accept4`, `getpeername`),
+    /// of the sender (`recvfrom`, `recvmsg`, the last of `recvmmsg`), or the socket's own (`getsockname`). `None` if
+    /// the guest did not ask for it.
+    #[must_use]
+    pub fn returned_address(&self) -> Option<&SocketAddress> {
+        self.facts.end.and_then(|_| self.caller.returned_address())
     }
 
     /// The path at this position made absolute: joined to the task's working directory, or to the directory of the
@@ -297,15 +400,30 @@ impl fmt::Debug for Call<'_> {
 }
 
 /// An argument of a [`Call`]. [`Display`](fmt::Display) shows it as strace does.
+#[derive(Clone, Copy)]
 pub struct Argument<'a> {
     slot: &'a dyn Slot,
     parameter: &'static Parameter,
     facts: &'a Facts,
     index: usize,
-    memory: &'a dyn GuestMemory,
+    caller: &'a dyn Caller,
 }
 
 impl<'a> Argument<'a> {
+    fn view(&self) -> CallView<'a> {
+        let result = match self.facts.end {
+            Some(CallEnd::Returned(result)) => Some(result),
+            _ => None,
+        };
+        CallView {
+            args: &self.facts.args,
+            index: self.index,
+            memory: self.caller.memory(),
+            result,
+            returned_address: self.facts.end.and_then(|_| self.caller.returned_address()),
+        }
+    }
+
     /// Its name, for example `flags`.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -321,7 +439,7 @@ impl<'a> Argument<'a> {
     /// What it means.
     #[must_use]
     pub fn value(&self) -> ArgValue<'a> {
-        self.slot.value(self.raw())
+        self.slot.value(&self.view())
     }
 
     /// Whether it points to what the call writes: shown after the call only.
@@ -333,14 +451,11 @@ impl<'a> Argument<'a> {
 
 impl fmt::Display for Argument<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let result = match self.facts.end {
-            None if self.is_output() => return Ok(()),
-            Some(CallEnd::Returned(result)) => Some(result),
-            _ => None,
-        };
+        if self.facts.end.is_none() && self.is_output() {
+            return Ok(());
+        }
         let mut text = String::new();
-        let view = CallView { args: &self.facts.args, index: self.index, memory: self.memory, result };
-        self.slot.show(&view, &mut text);
+        self.slot.show(&self.view(), &mut text);
         f.write_str(&text)
     }
 }
@@ -364,6 +479,7 @@ pub(crate) mod fake {
     pub(crate) struct FakeCaller {
         pub(crate) id: TaskId,
         pub(crate) memory: FakeMemory,
+        pub(crate) returned_address: Option<SocketAddress>,
     }
 
     impl Caller for FakeCaller {
@@ -377,6 +493,10 @@ pub(crate) mod fake {
 
         fn directory_path(&self, dirfd: i32) -> Option<PathBuf> {
             (dirfd == libc::AT_FDCWD).then(|| PathBuf::from("/srv"))
+        }
+
+        fn returned_address(&self) -> Option<&SocketAddress> {
+            self.returned_address.as_ref()
         }
     }
 
@@ -437,7 +557,8 @@ mod tests {
 
     #[test]
     fn what_a_hook_puts_in_place_is_what_the_handler_gets() {
-        let caller = FakeCaller { id: TaskId { pid: 7, tid: 7 }, memory: FakeMemory::new(0x1000, 64) };
+        let memory = FakeMemory::new(0x1000, 64);
+        let caller = FakeCaller { id: TaskId { pid: 7, tid: 7 }, memory, returned_address: None };
         caller.memory.write(GuestAddr::new(0x1000), b"etc/passwd\0").unwrap();
         let args = [libc::AT_FDCWD as u32 as u64, 0x1000, libc::O_CLOEXEC as u64, 0, 0, 0];
         let mut dir = DirFd::decode(args[0], &caller.memory);

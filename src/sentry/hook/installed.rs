@@ -228,6 +228,7 @@ impl<'a> HookedCall<'a> {
         task: &mut Task,
         slots: &mut [&mut (dyn Slot + 'static)],
     ) -> Option<SysResult> {
+        task.observer.returned_address = None;
         let mut list = std::mem::take(&mut task.observer.hooks.list);
         let mut decided = None;
         for (_, hook) in

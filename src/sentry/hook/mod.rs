@@ -11,12 +11,13 @@ mod set;
 pub(crate) use call::Slot;
 #[cfg(test)]
 pub(crate) use call::fake;
-pub use call::{ArgError, ArgValue, Argument, Call};
+pub use call::{ArgError, ArgValue, Argument, Call, OpenHow, OutgoingMessage};
 pub(crate) use installed::{AnyHook, GuestHooks, HookedCall, TaskHooks};
 pub use set::{CallSet, UnknownCall};
 
 use super::errno::Errno;
 use super::task::{ExitStatus, Task};
+use crate::GuestAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -188,5 +189,5 @@ pub struct DeliveredSignal {
     /// `si_code`: where it comes from, see sigaction(2).
     pub code: i32,
     /// The address of a fault.
-    pub address: Option<u64>,
+    pub address: Option<GuestAddr>,
 }

@@ -66,11 +66,19 @@ impl CallSet {
         Ok(set)
     }
 
-    /// All calls that take the path of a file: what a file policy has to look at. (Addresses of Unix sockets are not
-    /// among them: they lie in memory that the call reads itself.)
+    /// All calls that take the path of a file: what a file policy has to look at, together with the paths of Unix
+    /// sockets ([`CallSet::taking_socket_addresses`]).
     #[must_use]
     pub fn taking_paths() -> Self {
-        Self::numbered(syscalls::calls_taking_paths().map(i64::from))
+        Self::numbered(syscalls::calls_taking(|parameter| parameter.is_path).map(i64::from))
+    }
+
+    /// All calls that take the address of a socket, to bind one, connect it or send to it: what a network policy has to
+    /// look at. Each has it in an argument that is [`ArgValue::SocketAddress`](super::ArgValue::SocketAddress) or
+    /// [`ArgValue::Messages`](super::ArgValue::Messages).
+    #[must_use]
+    pub fn taking_socket_addresses() -> Self {
+        Self::numbered(syscalls::calls_taking(|parameter| parameter.is_socket_address).map(i64::from))
     }
 
     /// The calls that are in this set or in the other.
@@ -169,5 +177,11 @@ mod tests {
         for number in [libc::SYS_read, libc::SYS_memfd_create, libc::SYS_fgetxattr, libc::SYS_getcwd] {
             assert!(!set.contains(number), "{number}");
         }
+    }
+
+    #[test]
+    fn calls_that_take_addresses_of_sockets_are_found_in_the_table() {
+        let names = ["bind", "connect", "sendmmsg", "sendmsg", "sendto"];
+        assert_eq!(CallSet::taking_socket_addresses(), CallSet::named(names).unwrap());
     }
 }

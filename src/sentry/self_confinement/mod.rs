@@ -33,7 +33,7 @@ use std::collections::BTreeMap;
 /// says the call's name on standard error before the process dies.
 ///
 /// [`Network::None`]: super::Network::None
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SupervisorFilter {
     more: Vec<i64>,
 }

@@ -1,7 +1,7 @@
 //! `siginfo_t`, 128 bytes whose layout depends on the signal.
 
-use crate::Signal;
 use crate::sentry::kernel::tree::Usage;
+use crate::{GuestAddr, Signal};
 
 /// A signal with what is known of its sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,9 +117,9 @@ impl SigInfo {
     }
 
     /// `si_addr`, for the signals that have one.
-    pub(crate) fn address(&self) -> Option<u64> {
+    pub(crate) fn address(&self) -> Option<GuestAddr> {
         let faults = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
         let (low, high) = (self.int(16) as u32, self.int(20) as u32);
-        faults.contains(&self.signo()).then(|| u64::from(high) << 32 | u64::from(low))
+        faults.contains(&self.signo()).then(|| GuestAddr::new(u64::from(high) << 32 | u64::from(low)))
     }
 }

@@ -1,7 +1,7 @@
 //! Calls on open descriptors other than reading and writing.
 
 use super::SysResult;
-use super::args::{FcntlCommand, Fd, Hex, OpenFlags};
+use super::args::{FcntlCommand, Fd, FlockOperation, Hex, OpenFlags};
 use super::record_lock;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
@@ -109,7 +109,7 @@ fn set_owner(task: &Task, file: &File, owner: i32) -> Result<(), Errno> {
     Ok(())
 }
 
-pub(super) fn flock(task: &mut Task, fd: Fd, operation: i32) -> SysResult {
+pub(super) fn flock(task: &mut Task, fd: Fd, FlockOperation(operation): FlockOperation) -> SysResult {
     let file = task.file(fd.0)?;
     if operation & libc::LOCK_NB != 0 || operation == libc::LOCK_UN {
         return host::flock(file.as_fd(), operation).map(done);

@@ -1,7 +1,7 @@
 //! epoll(7): the host's own, whose descriptors stand for the guest's.
 
 use super::SysResult;
-use super::args::{Fd, OpenFlags};
+use super::args::{EpollOperation, Fd, OpenFlags};
 use crate::GuestAddr;
 use crate::sentry::abi::Timespec;
 use crate::sentry::errno::Errno;
@@ -36,7 +36,13 @@ pub(super) fn epoll_create1(task: &mut Task, flags: OpenFlags) -> SysResult {
     task.files().insert(file, flags.0 & libc::EPOLL_CLOEXEC != 0).map(i64::from)
 }
 
-pub(super) fn epoll_ctl(task: &mut Task, epoll: Fd, operation: i32, fd: Fd, event: GuestAddr) -> SysResult {
+pub(super) fn epoll_ctl(
+    task: &mut Task,
+    epoll: Fd,
+    EpollOperation(operation): EpollOperation,
+    fd: Fd,
+    event: GuestAddr,
+) -> SysResult {
     let mut bytes = [0_u8; EPOLL_EVENT];
     if operation != libc::EPOLL_CTL_DEL {
         task.call_memory().read(event, &mut bytes)?;

@@ -76,11 +76,12 @@ struct Line {
 pub(crate) struct Parameter {
     pub(crate) name: &'static str,
     pub(crate) is_path: bool,
+    pub(crate) is_socket_address: bool,
 }
 
 impl Parameter {
     const fn word(name: &'static str) -> Self {
-        Self { name, is_path: false }
+        Self { name, is_path: false, is_socket_address: false }
     }
 }
 
@@ -104,13 +105,12 @@ pub(crate) fn known_name(nr: u32) -> Option<&'static str> {
     names::lookup(nr)
 }
 
-/// The numbers of the calls that take the path of a file.
-pub(crate) fn calls_taking_paths() -> impl Iterator<Item = u32> {
-    let takes_path = |line: &Line| line.parameters.iter().any(|parameter| parameter.is_path);
+/// The numbers of the calls that have such a parameter.
+pub(crate) fn calls_taking(wanted: fn(&Parameter) -> bool) -> impl Iterator<Item = u32> {
     table::TABLE
         .iter()
         .zip(0..)
-        .filter(move |(line, _)| line.as_ref().is_some_and(takes_path))
+        .filter(move |(line, _)| line.as_ref().is_some_and(|line| line.parameters.iter().any(wanted)))
         .map(|(_, nr)| nr)
 }
 
@@ -211,20 +211,28 @@ macro_rules! syscall_table {
                 assert!(table[$nr].is_none(), "a number is listed twice");
                 table[$nr] = Some(Line {
                     name: stringify!($name),
-                    parameters: &[$(Parameter { name: stringify!($arg), is_path: <$ty as Arg>::IS_PATH }),*],
+                    parameters: &[$(Parameter {
+                        name: stringify!($arg),
+                        is_path: <$ty as Arg>::IS_PATH,
+                        is_socket_address: <$ty as Arg>::IS_SOCKET_ADDRESS,
+                    }),*],
                     run: |task: &mut $crate::sentry::task::Task, args| {
-                        let [$($arg,)* ..] = *args;
-                        $(let $arg = <$ty as Arg>::decode($arg, &task.call_memory())?;)*
+                        let [$($arg,)* ..] = [0_usize, 1, 2, 3, 4, 5];
+                        $(let $arg = <$ty as Arg>::decode_at(args, $arg, &task.call_memory())?;)*
                         let _ = args;
                         $handler(task, $($arg),*)
                     },
                     // The hooks see, and may change, what the handler then gets.
                     run_hooked: |task, call, mut hooked| {
-                        let [$($arg,)* ..] = call.args;
-                        $(let mut $arg = <$ty as Arg>::decode($arg, &task.call_memory());)*
+                        let [$($arg,)* ..] = [0_usize, 1, 2, 3, 4, 5];
+                        $(let mut $arg = <$ty as Arg>::decode_at(&call.args, $arg, &task.call_memory());)*
+                        let _ = call;
                         let decided = hooked.before(task, &mut [$(&mut $arg),*]);
-                        let make = |task: &mut $crate::sentry::task::Task| $handler(task, $($arg.clone()?),*);
-                        let result = decided.unwrap_or_else(|| make(task));
+                        let result = decided.unwrap_or_else(|| {
+                            // What only `after` looks at is what was used as well.
+                            $($arg.as_ref().iter().for_each(|arg| arg.settle(task.memory()));)*
+                            $handler(task, $($arg.clone()?),*)
+                        });
                         hooked.after(task, &mut [$(&mut $arg),*], result)
                     },
                 });

@@ -1,22 +1,19 @@
 //! Making descriptors from paths or from nothing.
 
 use super::SysResult;
-use super::args::{DirFd, Fd, Hex, Mode, OpenFlags, OutFdPair, Path, Text};
+use super::args::{DirFd, Fd, InOpenHow, MemfdFlags, Mode, OpenFlags, OutFdPair, Path, Text};
 use super::locate::Located;
-use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, StatView};
 use crate::sentry::filesystem::Territory;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
+use crate::sentry::hook::OpenHow;
 use crate::sentry::host;
 use crate::sentry::procfs::{Node, ProcFile};
 use crate::sentry::task::Task;
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-
-/// `open_how`, version 0.
-type OpenHow = [u64; 3];
 
 /// A file whose opening may wait or do more than open it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,14 +118,8 @@ pub(super) fn openat(task: &mut Task, dir: DirFd, path: Path, flags: OpenFlags, 
     open_at(task, dir.0, &path, flags.0, mode.0)
 }
 
-pub(super) fn openat2(task: &mut Task, dir: DirFd, path: Path, how: GuestAddr, size: usize) -> SysResult {
-    if size < size_of::<OpenHow>() {
-        return Err(Errno::EINVAL);
-    }
-    if size > size_of::<OpenHow>() {
-        return Err(Errno::E2BIG);
-    }
-    let [flags, mode, resolve] = task.memory().read_object::<OpenHow>(how)?;
+pub(super) fn openat2(task: &mut Task, dir: DirFd, path: Path, how: InOpenHow, _: usize) -> SysResult {
+    let OpenHow { flags, mode, resolve } = how.read(task.memory())?;
     if resolve != 0 {
         return Err(Errno::ENOSYS); // programs fall back to openat
     }
@@ -184,7 +175,7 @@ pub(super) fn eventfd2(task: &mut Task, initial: u32, flags: i32) -> SysResult {
     task.install(host, flags & libc::EFD_CLOEXEC != 0)
 }
 
-pub(super) fn memfd_create(task: &mut Task, name: Text, flags: Hex) -> SysResult {
+pub(super) fn memfd_create(task: &mut Task, name: Text, flags: MemfdFlags) -> SysResult {
     let flags = flags.0 as u32;
     let host = host::memfd_create(&name.0, flags | libc::MFD_CLOEXEC)?;
     task.install(host, flags & libc::MFD_CLOEXEC != 0)

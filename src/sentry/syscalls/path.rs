@@ -1,7 +1,9 @@
 //! Calls that change what is under a path.
 
 use super::SysResult;
-use super::args::{AccessMode, AtFlags, DirFd, Fd, Hex, Mode, OptionalPath, OutBytes, Path, Text};
+use super::args::{
+    AccessMode, AtFlags, DirFd, Fd, Hex, Mode, OptionalPath, OutBytes, Path, RenameFlags, Text,
+};
 use crate::GuestAddr;
 use crate::sentry::abi::{Timespec, Timeval};
 use crate::sentry::errno::Errno;
@@ -96,11 +98,11 @@ pub(super) fn unlinkat(task: &mut Task, dir: DirFd, path: Path, flags: AtFlags) 
 }
 
 pub(super) fn rename(task: &mut Task, from: Path, to: Path) -> SysResult {
-    renameat2(task, CWD, from, CWD, to, 0)
+    renameat2(task, CWD, from, CWD, to, RenameFlags(0))
 }
 
 pub(super) fn renameat(task: &mut Task, old: DirFd, from: Path, new: DirFd, to: Path) -> SysResult {
-    renameat2(task, old, from, new, to, 0)
+    renameat2(task, old, from, new, to, RenameFlags(0))
 }
 
 pub(super) fn renameat2(
@@ -109,7 +111,7 @@ pub(super) fn renameat2(
     from: Path,
     new: DirFd,
     to: Path,
-    flags: u32,
+    RenameFlags(flags): RenameFlags,
 ) -> SysResult {
     let (from, to) = (task.locate_name(old.0, &from)?, task.locate_name(new.0, &to)?);
     from.check_same_mount(&to)?;

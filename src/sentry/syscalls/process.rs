@@ -1,7 +1,7 @@
 //! The life of a process: exec, exit, waiting; and what a thread registers about itself.
 
 use super::SysResult;
-use super::args::{ArchPrctl, Hex, Path};
+use super::args::{ArchPrctl, Arguments, Environment, Hex, Path};
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
@@ -24,19 +24,19 @@ pub(super) fn exit_group(task: &mut Task, status: i32) -> SysResult {
     Ok(0)
 }
 
-pub(super) fn execve(task: &mut Task, path: Path, argv: GuestAddr, envp: GuestAddr) -> SysResult {
-    task.execute(libc::AT_FDCWD, &path, argv, envp, 0)
+pub(super) fn execve(task: &mut Task, path: Path, argv: Arguments, envp: Environment) -> SysResult {
+    task.execute(libc::AT_FDCWD, &path, (argv, envp), 0)
 }
 
 pub(super) fn execveat(
     task: &mut Task,
     dir: super::args::DirFd,
     path: Path,
-    argv: GuestAddr,
-    envp: GuestAddr,
+    argv: Arguments,
+    envp: Environment,
     flags: super::args::AtFlags,
 ) -> SysResult {
-    task.execute(dir.0, &path, argv, envp, flags.0)
+    task.execute(dir.0, &path, (argv, envp), flags.0)
 }
 
 pub(super) fn set_tid_address(task: &mut Task, addr: GuestAddr) -> SysResult {

@@ -50,23 +50,24 @@ syscall_table! {
     38 setitimer(which: i32, new: GuestAddr, old: GuestAddr) => timer::setitimer;
     39 getpid() => identity::getpid;
     40 sendfile(out: Fd, input: Fd, offset: GuestAddr, count: usize) => read_write::sendfile;
-    59 execve(path: Path, argv: GuestAddr, envp: GuestAddr) => process::execve;
-    41 socket(domain: i32, kind: i32, protocol: i32) => socket::socket;
-    42 connect(fd: Fd, addr: GuestAddr, len: i32) => socket::connect;
-    43 accept(fd: Fd, addr: GuestAddr, len: GuestAddr) => socket::accept;
-    44 sendto(fd: Fd, buf: InBytes, len: usize, flags: i32, addr: GuestAddr, addr_len: i32) => socket::sendto;
-    45 recvfrom(fd: Fd, buf: OutBytes, len: usize, flags: i32, addr: GuestAddr, addr_len: GuestAddr)
+    59 execve(path: Path, argv: Arguments, envp: Environment) => process::execve;
+    41 socket(domain: Domain, kind: SocketKind, protocol: i32) => socket::socket;
+    42 connect(fd: Fd, addr: InAddress, len: i32) => socket::connect;
+    43 accept(fd: Fd, addr: OutAddress, len: OutLength) => socket::accept;
+    44 sendto(fd: Fd, buf: InBytes, len: usize, flags: MessageFlags, addr: InAddress, addr_len: i32) => socket::sendto;
+    45 recvfrom(fd: Fd, buf: OutBytes, len: usize, flags: MessageFlags, addr: OutAddress, addr_len: OutLength)
         => socket::recvfrom;
-    46 sendmsg(fd: Fd, message: GuestAddr, flags: i32) => socket::sendmsg;
-    47 recvmsg(fd: Fd, message: GuestAddr, flags: i32) => socket::recvmsg;
-    48 shutdown(fd: Fd, how: i32) => socket::shutdown;
-    49 bind(fd: Fd, addr: GuestAddr, len: i32) => socket::bind;
+    46 sendmsg(fd: Fd, message: InMessages<false>, flags: MessageFlags) => socket::sendmsg;
+    47 recvmsg(fd: Fd, message: GuestAddr, flags: MessageFlags) => socket::recvmsg;
+    48 shutdown(fd: Fd, how: ShutdownHow) => socket::shutdown;
+    49 bind(fd: Fd, addr: InAddress, len: i32) => socket::bind;
     50 listen(fd: Fd, backlog: i32) => socket::listen;
-    51 getsockname(fd: Fd, addr: GuestAddr, len: GuestAddr) => socket::getsockname;
-    52 getpeername(fd: Fd, addr: GuestAddr, len: GuestAddr) => socket::getpeername;
-    53 socketpair(domain: i32, kind: i32, protocol: i32, fds: OutFdPair) => socket::socketpair;
-    54 setsockopt(fd: Fd, level: i32, name: i32, value: GuestAddr, len: i32) => socket::setsockopt;
-    55 getsockopt(fd: Fd, level: i32, name: i32, value: GuestAddr, len: GuestAddr) => socket::getsockopt;
+    51 getsockname(fd: Fd, addr: OutAddress, len: OutLength) => socket::getsockname;
+    52 getpeername(fd: Fd, addr: OutAddress, len: OutLength) => socket::getpeername;
+    53 socketpair(domain: Domain, kind: SocketKind, protocol: i32, fds: OutFdPair) => socket::socketpair;
+    54 setsockopt(fd: Fd, level: SocketLevel, name: SocketOption, value: GuestAddr, len: i32) => socket::setsockopt;
+    55 getsockopt(fd: Fd, level: SocketLevel, name: SocketOption, value: GuestAddr, len: OutLength)
+        => socket::getsockopt;
     56 clone(flags: Hex, stack: GuestAddr, parent_tid: GuestAddr, child_tid: GuestAddr, tls: Hex) => clone::clone;
     57 fork() => clone::fork;
     58 vfork() => clone::vfork;
@@ -83,7 +84,7 @@ syscall_table! {
     70 msgrcv(id: i32, message: GuestAddr, len: usize, kind: i64, flags: i32) => ipc::msgrcv;
     71 msgctl(id: i32, command: i32, buf: GuestAddr) => ipc::msgctl;
     72 fcntl(fd: Fd, command: FcntlCommand, arg: Hex) => descriptor::fcntl;
-    73 flock(fd: Fd, operation: i32) => descriptor::flock;
+    73 flock(fd: Fd, operation: FlockOperation) => descriptor::flock;
     74 fsync(fd: Fd) => descriptor::fsync;
     75 fdatasync(fd: Fd) => descriptor::fdatasync;
     76 truncate(path: Path, length: i64) => path::truncate;
@@ -200,7 +201,7 @@ syscall_table! {
     230 clock_nanosleep(clock: ClockId, flags: i32, request: InTimespec, remaining: GuestAddr) => time::clock_nanosleep;
     231 exit_group(status: i32) => process::exit_group;
     232 epoll_wait(epoll: Fd, events: GuestAddr, most: i32, timeout: i32) => epoll::epoll_wait;
-    233 epoll_ctl(epoll: Fd, operation: i32, fd: Fd, event: GuestAddr) => epoll::epoll_ctl;
+    233 epoll_ctl(epoll: Fd, operation: EpollOperation, fd: Fd, event: GuestAddr) => epoll::epoll_ctl;
     234 tgkill(tgid: i32, tid: i32, signo: Signo) => kill::tgkill;
     235 utimes(path: Path, times: GuestAddr) => path::utimes;
     237 mbind(addr: GuestAddr, len: u64, mode: i32, nodes: GuestAddr, bits: u64, flags: u32) => numa::mbind;
@@ -255,7 +256,7 @@ syscall_table! {
     285 fallocate(fd: Fd, mode: i32, offset: i64, length: i64) => descriptor::fallocate;
     286 timerfd_settime(fd: Fd, flags: i32, new: GuestAddr, old: GuestAddr) => timer::timerfd_settime;
     287 timerfd_gettime(fd: Fd, value: GuestAddr) => timer::timerfd_gettime;
-    288 accept4(fd: Fd, addr: GuestAddr, len: GuestAddr, flags: i32) => socket::accept4;
+    288 accept4(fd: Fd, addr: OutAddress, len: OutLength, flags: SocketFlags) => socket::accept4;
     289 signalfd4(fd: Fd, mask: GuestAddr, size: usize, flags: i32) => signalfd::signalfd4;
     290 eventfd2(initial: u32, flags: i32) => open::eventfd2;
     291 epoll_create1(flags: OpenFlags) => epoll::epoll_create1;
@@ -265,17 +266,17 @@ syscall_table! {
     295 preadv(fd: Fd, iov: OutIovecs, count: usize, offset: i64) => read_write::preadv;
     296 pwritev(fd: Fd, iov: InIovecs, count: usize, offset: i64) => read_write::pwritev;
     297 rt_tgsigqueueinfo(tgid: i32, tid: i32, signo: Signo, info: GuestAddr) => kill::rt_tgsigqueueinfo;
-    299 recvmmsg(fd: Fd, messages: GuestAddr, count: u32, flags: i32, timeout: GuestAddr) => socket::recvmmsg;
+    299 recvmmsg(fd: Fd, messages: GuestAddr, count: u32, flags: MessageFlags, timeout: GuestAddr) => socket::recvmmsg;
     302 prlimit64(pid: i32, which: Resource, new: GuestAddr, old: GuestAddr) => system::prlimit64;
     306 syncfs(fd: Fd) => descriptor::syncfs;
-    307 sendmmsg(fd: Fd, messages: GuestAddr, count: u32, flags: i32) => socket::sendmmsg;
+    307 sendmmsg(fd: Fd, messages: InMessages<true>, count: u32, flags: MessageFlags) => socket::sendmmsg;
     309 getcpu(cpu: GuestAddr, node: GuestAddr, cache: GuestAddr) => system::getcpu;
     314 sched_setattr(pid: i32, attr: GuestAddr, flags: u32) => scheduling::sched_setattr;
     315 sched_getattr(pid: i32, attr: GuestAddr, size: u32, flags: u32) => scheduling::sched_getattr;
-    316 renameat2(old: DirFd, from: Path, new: DirFd, to: Path, flags: u32) => path::renameat2;
+    316 renameat2(old: DirFd, from: Path, new: DirFd, to: Path, flags: RenameFlags) => path::renameat2;
     318 getrandom(buf: OutBytes, count: usize, flags: RandomFlags) => system::getrandom;
-    319 memfd_create(name: Text, flags: Hex) => open::memfd_create;
-    322 execveat(dir: DirFd, path: Path, argv: GuestAddr, envp: GuestAddr, flags: AtFlags) => process::execveat;
+    319 memfd_create(name: Text, flags: MemfdFlags) => open::memfd_create;
+    322 execveat(dir: DirFd, path: Path, argv: Arguments, envp: Environment, flags: AtFlags) => process::execveat;
     324 membarrier(command: i32, flags: u32, cpu: i32) => barrier::membarrier;
     325 mlock2(addr: GuestAddr, len: u64, flags: i32) => memory::mlock2;
     326 copy_file_range(input: Fd, from: GuestAddr, out: Fd, to: GuestAddr, len: usize, flags: u32)
@@ -288,7 +289,7 @@ syscall_table! {
     434 pidfd_open(pid: i32, flags: i32) => pidfd::pidfd_open;
     435 clone3(args: GuestAddr, size: usize) => clone::clone3;
     436 close_range(first: u32, last: u32, flags: u32) => open::close_range;
-    437 openat2(dir: DirFd, path: Path, how: GuestAddr, size: usize) => open::openat2;
+    437 openat2(dir: DirFd, path: Path, how: InOpenHow, size: usize) => open::openat2;
     438 pidfd_getfd(pidfd: Fd, fd: Fd, flags: u32) => pidfd::pidfd_getfd;
     439 faccessat2(dir: DirFd, path: Path, mode: AccessMode, flags: AtFlags) => path::faccessat2;
     441 epoll_pwait2(epoll: Fd, events: GuestAddr, most: i32, timeout: GuestAddr, mask: GuestAddr, size: usize)

@@ -16,6 +16,7 @@ pub enum Loss {
 
 /// What to do before a range is lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Invalidated {
     /// Sites that lost their patch, with the stores to make, in order.
     pub removals: Vec<Removal>,
@@ -28,6 +29,7 @@ pub struct Invalidated {
 /// A patch was being written when the guest was to be forked. Finish it first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the patch of {site} is being written")]
+#[non_exhaustive]
 pub struct ForkError {
     /// The site.
     pub site: GuestAddr,

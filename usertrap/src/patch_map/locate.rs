@@ -25,6 +25,7 @@ pub enum RipMeaning {
 
 impl PatchMap {
     /// The plan and trampoline of a patched site.
+    #[must_use]
     pub fn find(&self, site: GuestAddr) -> Option<(&Plan, &Trampoline)> {
         let patched = self.sites.get(&site)?;
         Some((&patched.plan, &self.trampolines.get(&patched.trampoline)?.trampoline))
@@ -36,6 +37,7 @@ impl PatchMap {
     }
 
     /// What an instruction pointer means, in trampolines (retired ones included) and in padding.
+    #[must_use]
     pub fn locate(&self, rip: GuestAddr) -> RipMeaning {
         if let Some(site) = self.paddings.get(&rip).and_then(|at| self.trampolines.get(at)) {
             return RipMeaning::Ours(GuestPosition::At(site.trampoline.site()));
@@ -63,23 +65,26 @@ impl PatchMap {
     }
 
     /// Whether a SIGTRAP that reports `rip` comes from an `int3` of ours; if so, where to send the thread back to.
+    #[must_use]
     pub fn own_breakpoint(&self, rip: GuestAddr) -> Option<GuestAddr> {
         let at = rip.wrapping_offset(-1);
         self.breakpoints.contains_key(&at).then_some(at)
     }
 
     /// Whether a thread with this instruction pointer keeps [`reclaim`](Self::reclaim) from being called.
+    #[must_use]
     pub fn is_retired(&self, rip: GuestAddr) -> bool {
         let padding = self.paddings.get(&rip).and_then(|at| self.trampolines.get(at));
         padding.into_iter().chain(self.trampoline_around(rip)).any(|p| p.retired.is_some())
     }
 
     fn trampoline_around(&self, rip: GuestAddr) -> Option<&Placed> {
-        let (at, placed) = self.trampolines.range(..=TrampolineAddr::new(rip.get())).next_back()?;
+        let (at, placed) = self.trampolines.range(..=TrampolineAddr::new(rip.raw())).next_back()?;
         (at.as_rip().distance_to(rip) < placed.trampoline.bytes().len() as i64).then_some(placed)
     }
 
     /// The bytes that patches near `site` need, for [`Hints::occupied`](crate::Hints::occupied).
+    #[must_use]
     pub fn occupied_near(&self, site: GuestAddr) -> Vec<GuestRange> {
         let code = self.sites_near(site).map(|(site, p)| p.plan.footprint(site));
         let padding = self.paddings.range(spread(GuestRange::of_len(site, 1)));
@@ -88,6 +93,7 @@ impl PatchMap {
 
     /// Whether some of [`occupied_near`](Self::occupied_near) is padding that [`reclaim`](Self::reclaim) would set free:
     /// what is refused for its sake need not be refused for ever.
+    #[must_use]
     pub fn has_retired_near(&self, site: GuestAddr) -> bool {
         let mut padding = self.paddings.range(spread(GuestRange::of_len(site, 1)));
         padding.any(|(_, at)| self.trampolines.get(at).is_some_and(|placed| placed.retired.is_some()))
@@ -126,7 +132,7 @@ impl PatchMap {
 
 /// The range and what lies within a patch's spread of it.
 fn spread(range: GuestRange) -> Range<GuestAddr> {
-    let from = GuestAddr::new(range.start.get().saturating_sub(SPREAD));
-    let to = GuestAddr::new(range.end.get().saturating_add(SPREAD));
+    let from = GuestAddr::new(range.start.raw().saturating_sub(SPREAD));
+    let to = GuestAddr::new(range.end.raw().saturating_add(SPREAD));
     from..to.max(from)
 }

@@ -44,7 +44,7 @@ impl Default for Limits {
 }
 
 /// Why a plan was not made into a patch. Nothing has changed.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InstallError<E> {
     /// The site has a patch, or one is being made. The race of two threads that trap at once ends here, harmlessly.
@@ -76,6 +76,7 @@ pub enum InstallError<E> {
 
 /// What to write to make a patch.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Installation {
     /// The site.
     pub site: GuestAddr,
@@ -88,6 +89,7 @@ pub struct Installation {
 
 /// What to write to undo a patch.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Removal {
     /// The site.
     pub site: GuestAddr,
@@ -136,6 +138,7 @@ pub struct PatchMap {
 
 impl PatchMap {
     /// The patches of a fresh address space: none.
+    #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -276,16 +279,19 @@ impl PatchMap {
     }
 
     /// Sites patched or being patched.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.sites.len()
     }
 
     /// Whether no site is patched.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sites.is_empty()
     }
 
     /// Bytes of trampoline memory held.
+    #[must_use]
     pub fn trampoline_bytes(&self) -> usize {
         self.arena.bytes()
     }

@@ -40,11 +40,13 @@ impl PatchMap {
     }
 
     /// The latest retirement: what is retired from now on comes behind it.
+    #[must_use]
     pub fn last_retirement(&self) -> Retirement {
         self.last_retirement
     }
 
     /// Trampolines that are retired and not reclaimed.
+    #[must_use]
     pub fn retired(&self) -> usize {
         self.retired
     }

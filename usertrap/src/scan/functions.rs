@@ -21,7 +21,7 @@ pub(super) struct Function<'a> {
 
 impl<'a> Function<'a> {
     pub fn from_symbol(start: GuestAddr, size: u64, name: Option<&'a str>) -> Self {
-        let end = start.get().checked_add(size).filter(|_| size > 0).map(GuestAddr::new);
+        let end = start.raw().checked_add(size).filter(|_| size > 0).map(GuestAddr::new);
         Self { start, end, name, from_eh_frame: false }
     }
 

@@ -37,7 +37,7 @@ pub(super) struct Image<'a> {
 
 impl<'a> Image<'a> {
     pub fn parse(data: &'a [u8]) -> Result<Self, ScanError> {
-        let malformed = |source| ScanError::Malformed { source };
+        let malformed = ScanError::malformed;
         let file = ElfFile64::<LittleEndian>::parse(data).map_err(malformed)?;
         let header = file.elf_header();
         if header.e_machine(LittleEndian) != object::elf::EM_X86_64 {
@@ -71,7 +71,7 @@ impl<'a> Image<'a> {
 
 /// Executable sections, or executable segments when there are none.
 fn code_of<'a>(data: &'a [u8], header: &FileHeader64<LittleEndian>) -> Result<Vec<Code<'a>>, ScanError> {
-    let (e, malformed) = (LittleEndian, |source| ScanError::Malformed { source });
+    let (e, malformed) = (LittleEndian, ScanError::malformed);
     let mut code = vec![];
     for section in header.section_headers(e, data).unwrap_or_default() {
         let executable = section.sh_flags(e).0 & SHF_EXECINSTR.0 != 0;
@@ -96,8 +96,8 @@ fn disjoint(mut code: Vec<Code<'_>>, file_len: usize) -> Vec<Code<'_>> {
     code.sort_by_key(|c| c.addr);
     let (mut behind, mut total) = (0u64, 0usize);
     code.retain(|c| {
-        let end = c.addr.get().checked_add(c.bytes.len() as u64);
-        let keep = c.addr.get() >= behind && end.is_some() && total + c.bytes.len() <= file_len;
+        let end = c.addr.raw().checked_add(c.bytes.len() as u64);
+        let keep = c.addr.raw() >= behind && end.is_some() && total + c.bytes.len() <= file_len;
         if keep {
             (behind, total) = (end.unwrap_or(behind), total + c.bytes.len());
         }

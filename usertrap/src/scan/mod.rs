@@ -8,6 +8,7 @@ mod report;
 mod sweep;
 
 use image::{Code, Image};
+use std::fmt;
 use sweep::Named;
 
 use crate::addr::{GuestAddr, GuestRange};
@@ -30,15 +31,22 @@ pub enum ScanError {
     #[error("not a readable ELF64 file")]
     Malformed {
         /// What the reader says.
-        source: object::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// For another processor.
     #[error("not for x86-64")]
     NotX86_64,
 }
 
+impl ScanError {
+    fn malformed(source: object::Error) -> Self {
+        Self::Malformed { source: source.into() }
+    }
+}
+
 /// One `syscall` instruction of a file.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ScannedSite {
     /// Its address as the file is linked.
     pub site: GuestAddr,
@@ -65,6 +73,7 @@ pub enum GvisorRule {
 }
 
 /// All sites of a file.
+#[non_exhaustive]
 pub struct Scan<'a> {
     image: Image<'a>,
     named: Named,
@@ -74,6 +83,16 @@ pub struct Scan<'a> {
     pub not_instructions: Vec<GuestAddr>,
     /// Whether the file has more candidates than are looked at.
     pub truncated: bool,
+}
+
+impl fmt::Debug for Scan<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scan")
+            .field("sites", &self.sites)
+            .field("not_instructions", &self.not_instructions)
+            .field("truncated", &self.truncated)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Plans every site of an ELF64 file for x86-64.
@@ -107,7 +126,7 @@ pub fn scan(data: &[u8]) -> Result<Scan<'_>, ScanError> {
             None => scan.not_instructions.push(site),
         }
         // Patches are near their sites, and sites ascend.
-        let behind = GuestAddr::new(site.get().saturating_sub(1024));
+        let behind = GuestAddr::new(site.raw().saturating_sub(1024));
         occupied.retain(|o| o.end > behind);
     }
     Ok(scan)
@@ -115,11 +134,13 @@ pub fn scan(data: &[u8]) -> Result<Scan<'_>, ScanError> {
 
 impl<'a> Scan<'a> {
     /// Sites planned for a tier, 1 to 3; tier 4 are those refused.
+    #[must_use]
     pub fn count(&self, tier: u8) -> usize {
         self.sites.iter().filter(|s| s.result.as_ref().map_or(4, |p| p.tier().number()) == tier).count()
     }
 
     /// Sites that gVisor's rule patches, false matches not counted.
+    #[must_use]
     pub fn gvisor_count(&self) -> usize {
         self.sites.iter().filter(|s| s.gvisor == GvisorRule::Patches).count()
     }

@@ -19,6 +19,7 @@ const CONTEXT_BYTES: i32 = 16;
 impl Scan<'_> {
     /// Everything about one site: bytes and disassembly before, the plan and its reason, the trampoline as it would be
     /// at `at`, the guest's bytes after.
+    #[must_use]
     pub fn describe(&self, site: &ScannedSite, at: TrampolineAddr, syshandler: SyshandlerAddr) -> String {
         let mut text = String::new();
         let out = &mut text;
@@ -114,7 +115,7 @@ fn listing(out: &mut String, title: &str, window: &CodeWindow<'_>, offsets: impl
         let end = offset + len as i32;
         if let Some(next) = offsets.get(i + 1).filter(|n| **n > end) {
             let dead = window.get(end, (next - end) as usize).unwrap_or_default();
-            let _ = writeln!(out, "    {:<10x} {:<30} (never executed)", window.addr(end).get(), hex(dead));
+            let _ = writeln!(out, "    {:<10x} {:<30} (never executed)", window.addr(end).raw(), hex(dead));
         }
     }
 }
@@ -133,13 +134,13 @@ fn describe_trampoline(out: &mut String, trampoline: &Trampoline) {
     }
     let rest = &trampoline.bytes()[done..];
     let at = trampoline.at().wrapping_offset(done as i64);
-    let _ = writeln!(out, "    {:<10x} {}", at.get(), hex(rest));
+    let _ = writeln!(out, "    {:<10x} {}", at.raw(), hex(rest));
 }
 
 /// Writes one line of disassembly, and gives the instruction's length.
 fn instruction(out: &mut String, addr: GuestAddr, bytes: &[u8], note: &str) -> usize {
     let bytes = &bytes[..bytes.len().min(15)];
-    let instr = Decoder::with_ip(64, bytes, addr.get(), DecoderOptions::NONE).decode();
+    let instr = Decoder::with_ip(64, bytes, addr.raw(), DecoderOptions::NONE).decode();
     let mut formatter = NasmFormatter::new();
     let options = formatter.options_mut();
     options.set_hex_prefix("0x");
@@ -151,7 +152,7 @@ fn instruction(out: &mut String, addr: GuestAddr, bytes: &[u8], note: &str) -> u
     let mut text = String::new();
     formatter.format(&instr, &mut text);
     let len = instr.len();
-    let line = format!("    {:<10x} {:<30} {text:<40} {note}", addr.get(), hex(&bytes[..len]));
+    let line = format!("    {:<10x} {:<30} {text:<40} {note}", addr.raw(), hex(&bytes[..len]));
     let _ = writeln!(out, "{}", line.trim_end());
     len
 }

@@ -48,9 +48,9 @@ pub(super) fn named_near(image: &Image<'_>, candidates: &[GuestAddr]) -> Named {
 
 /// Decodes linearly; falls into step again at every known function start, and behind every invalid opcode.
 fn sweep(code: &Code<'_>, image: &Image<'_>, mut visit: impl FnMut(&Instruction)) {
-    let mut decoder = Decoder::with_ip(64, code.bytes, code.addr.get(), DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(64, code.bytes, code.addr.raw(), DecoderOptions::NONE);
     let first = image.functions.partition_point(|f| f.start <= code.addr);
-    let mut starts = image.functions[first..].iter().map(|f| f.start.get()).peekable();
+    let mut starts = image.functions[first..].iter().map(|f| f.start.raw()).peekable();
     let mut instr = Instruction::default();
     while decoder.can_decode() {
         let at = decoder.ip();
@@ -62,7 +62,7 @@ fn sweep(code: &Code<'_>, image: &Image<'_>, mut visit: impl FnMut(&Instruction)
             visit(&instr);
         }
         if resume != decoder.ip() {
-            let position = (resume - code.addr.get()) as usize;
+            let position = (resume - code.addr.raw()) as usize;
             if decoder.set_position(position).is_err() {
                 return;
             }

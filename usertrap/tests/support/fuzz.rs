@@ -195,7 +195,7 @@ impl Checked<'_> {
     fn decode(&self, at: i32) -> Option<Instruction> {
         let bytes =
             self.window.get(at, 15).or_else(|| (1..15).rev().find_map(|len| self.window.get(at, len)))?;
-        let ip = self.window.addr(at).get();
+        let ip = self.window.addr(at).raw();
         let instr = Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE).decode();
         (!instr.is_invalid()).then_some(instr)
     }

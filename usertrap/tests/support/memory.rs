@@ -16,7 +16,7 @@ impl TrampolineMemory for Blocks {
     type Error = std::convert::Infallible;
 
     fn allocate(&mut self, len: usize, reach: Reach) -> Result<TrampolineAddr, Self::Error> {
-        let middle = reach.lowest.get() + (reach.highest.get() - reach.lowest.get()) / 2;
+        let middle = reach.lowest.raw() + (reach.highest.raw() - reach.lowest.raw()) / 2;
         let base = (middle + 0x1000_0000 + self.next) & !0xfff;
         self.next += len as u64 + 0x1000;
         let at = TrampolineAddr::new(base);
@@ -48,7 +48,7 @@ impl Guest {
         match step {
             Step::Trampoline { .. } | Step::Barrier => {}
             Step::Word { addr, old, new } => {
-                assert!(addr.get().is_multiple_of(8), "an unaligned atomic store");
+                assert!(addr.raw().is_multiple_of(8), "an unaligned atomic store");
                 let word = self.slice(*addr, 8);
                 assert_eq!(word, old, "at {addr}");
                 word.copy_from_slice(new);

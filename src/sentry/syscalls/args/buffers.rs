@@ -65,7 +65,13 @@ impl Arg for OutBytes {
     }
 }
 
-fn show_segments(memory: &dyn GuestMemory, addr: GuestAddr, count: u64, filled: u64, out: &mut String) {
+pub(super) fn show_segments(
+    memory: &dyn GuestMemory,
+    addr: GuestAddr,
+    count: u64,
+    filled: u64,
+    out: &mut String,
+) {
     let count = usize::try_from(count).unwrap_or(usize::MAX);
     let Ok(segments) = memory.read_iovecs(addr, count.min(SHOWN_SEGMENTS)) else {
         return show_pointer(addr, out);

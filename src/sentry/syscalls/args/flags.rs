@@ -7,7 +7,7 @@ use crate::sentry::hook::ArgValue;
 use std::fmt::Write as _;
 
 /// Appends the names of the set bits, then what has no name.
-fn show_bits(value: u64, names: &[(&str, u64)], zero: &str, out: &mut String) {
+pub(super) fn show_bits(value: u64, names: &[(&str, u64)], zero: &str, out: &mut String) {
     let mut rest = value;
     let mut separator = "";
     for (name, bits) in names {
@@ -24,7 +24,7 @@ fn show_bits(value: u64, names: &[(&str, u64)], zero: &str, out: &mut String) {
     }
 }
 
-fn show_one(value: u64, names: &[(&str, u64)], out: &mut String) {
+pub(super) fn show_one(value: u64, names: &[(&str, u64)], out: &mut String) {
     match names.iter().find(|(_, number)| *number == value) {
         Some((name, _)) => out.push_str(name),
         None => {
@@ -60,6 +60,7 @@ macro_rules! flag_args {
     (@bits $value:expr, $names:ident, $out:ident, $zero:literal) => { show_bits($value, $names, $zero, $out) };
     (@one $value:expr, $names:ident, $out:ident) => { show_one($value, $names, $out) };
 }
+pub(super) use flag_args;
 
 flag_args! {
     /// `AT_*` flags.
@@ -114,6 +115,14 @@ flag_args! {
     RandomFlags(u32) bits [GRND_NONBLOCK, GRND_RANDOM];
     /// Options of `waitid` and `wait4`.
     WaitOptions(i32) bits [WNOHANG, WUNTRACED, WCONTINUED];
+    /// Flags of `renameat2`.
+    RenameFlags(u32) bits [RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT];
+    /// An operation of `epoll_ctl`.
+    EpollOperation(i32) one [EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD];
+    /// An operation of `flock`.
+    FlockOperation(i32) bits [LOCK_SH, LOCK_EX, LOCK_UN, LOCK_NB];
+    /// Flags of `memfd_create`.
+    MemfdFlags(u64) bits [MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_HUGETLB];
 }
 
 /// `O_*`: two bits of access mode, then a set.

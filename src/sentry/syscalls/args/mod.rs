@@ -1,18 +1,25 @@
 //! The types of system call arguments: decoded once, used by the handler and shown by `--trace`.
 
+mod addresses;
 mod buffers;
 mod flags;
+mod socket_flags;
+mod strings;
 mod structs;
 
+pub(crate) use addresses::{InAddress, InMessages, MESSAGE_ENTRY, MessageHeader, OutAddress};
 pub(crate) use buffers::{InBytes, InIovecs, OutBytes, OutIovecs};
 pub(crate) use flags::*;
-pub(crate) use structs::{InTimespec, OutFdPair, OutStat, OutTimespec};
+pub(crate) use socket_flags::*;
+pub(crate) use strings::{Arguments, Environment};
+pub(crate) use structs::{InOpenHow, InTimespec, OutFdPair, OutLength, OutStat, OutTimespec};
 
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::{GuestMemory, GuestMemoryExt as _};
 use crate::sentry::hook::ArgValue;
 use crate::sentry::signals::signal_name;
+use crate::sentry::socket_address::SocketAddress;
 use std::ffi::{CStr, CString};
 use std::fmt::Write as _;
 
@@ -24,6 +31,8 @@ pub(crate) struct CallView<'a> {
     pub(crate) memory: &'a dyn GuestMemory,
     /// Absent before the call.
     pub(crate) result: Option<Result<i64, Errno>>,
+    /// The address of a socket that the call has returned.
+    pub(crate) returned_address: Option<&'a SocketAddress>,
 }
 
 impl CallView<'_> {
@@ -38,6 +47,18 @@ impl CallView<'_> {
     }
 }
 
+/// What a hook puts in the place of an argument that is not just a word.
+pub(crate) enum Replacement {
+    Path(CString),
+    SocketAddress(SocketAddress),
+    Strings(Vec<CString>),
+}
+
+/// The argument at a position and the one behind it.
+fn pair(args: &[u64; 6], index: usize) -> [u64; 2] {
+    [index, index + 1].map(|index| args.get(index).copied().unwrap_or_default())
+}
+
 /// A system call argument.
 pub(crate) trait Arg: Sized + Clone {
     /// Whether it shows what the call has written, and so is shown after the call.
@@ -46,19 +67,39 @@ pub(crate) trait Arg: Sized + Clone {
     /// Decodes the register, reading guest memory once if the argument is a pointer to input.
     fn decode(raw: u64, memory: &dyn GuestMemory) -> Result<Self, Errno>;
 
+    /// Whether the argument behind it says how long it is.
+    const USES_NEXT: bool = false;
+
+    /// Decodes the argument at a position.
+    #[inline]
+    fn decode_at(args: &[u64; 6], index: usize, memory: &dyn GuestMemory) -> Result<Self, Errno> {
+        Self::decode(args.get(index).copied().unwrap_or_default(), memory)
+    }
+
     /// Appends the text that strace would show.
     fn show(&self, view: &CallView<'_>, out: &mut String);
 
     /// Whether it is the path of a file.
     const IS_PATH: bool = false;
 
+    /// Whether it is, or leads to, the address of a socket that the call uses.
+    const IS_SOCKET_ADDRESS: bool = false;
+
     /// What a hook sees; `None` for what is in the register.
     fn value(&self) -> Option<ArgValue<'_>> {
         None
     }
 
-    /// What a hook puts in a path's place.
-    fn from_path(_path: CString) -> Option<Self> {
+    /// The same, for an argument that lies in memory and is read when somebody looks.
+    fn value_in<'a>(&'a self, _view: &CallView<'a>) -> Option<ArgValue<'a>> {
+        self.value()
+    }
+
+    /// Reads what lies in memory, unless somebody has looked at it.
+    fn settle(&self, _memory: &dyn GuestMemory) {}
+
+    /// What a hook puts in its place, if that can be one.
+    fn replaced(_by: Replacement) -> Option<Self> {
         None
     }
 }
@@ -175,8 +216,8 @@ impl Arg for Path {
         Some(ArgValue::Path(&self.0))
     }
 
-    fn from_path(path: CString) -> Option<Self> {
-        Some(Self(path))
+    fn replaced(by: Replacement) -> Option<Self> {
+        if let Replacement::Path(path) = by { Some(Self(path)) } else { None }
     }
 }
 
@@ -230,8 +271,8 @@ impl Arg for OptionalPath {
         Some(self.0.as_deref().map_or(ArgValue::Address(GuestAddr::NULL), ArgValue::Path))
     }
 
-    fn from_path(path: CString) -> Option<Self> {
-        Some(Self(Some(path)))
+    fn replaced(by: Replacement) -> Option<Self> {
+        if let Replacement::Path(path) = by { Some(Self(Some(path))) } else { None }
     }
 }
 

@@ -1,12 +1,13 @@
 //! Structures that a trace shows field by field.
 
-use super::{Arg, CallView, show_pointer};
+use super::{Arg, CallView, Mode, OpenFlags, show_pointer};
 use crate::GuestAddr;
 use crate::sentry::abi::Timespec;
 use crate::sentry::errno::Errno;
 use crate::sentry::file::StatView;
 use crate::sentry::guest_memory::{GuestMemory, GuestMemoryExt as _};
-use crate::sentry::hook::ArgValue;
+use crate::sentry::hook::{ArgValue, OpenHow};
+use std::cell::OnceCell;
 use std::fmt::Write as _;
 
 fn show_timespec(memory: &dyn GuestMemory, addr: GuestAddr, out: &mut String) {
@@ -59,6 +60,18 @@ pointer_arg! {
 }
 
 pointer_arg! {
+    /// The length of something that the call writes, which says before how much room there is.
+    OutLength, output: true, |addr, view, out| {
+        match (view.returned(), view.memory.read_object::<i32>(addr)) {
+            (Some(_), Ok(len)) => {
+                let _ = write!(out, "[{len}]");
+            }
+            _ => show_pointer(addr, out),
+        }
+    }
+}
+
+pointer_arg! {
     /// Two descriptors that the call writes.
     OutFdPair, output: true, |addr, view, out| {
         match (view.returned(), view.memory.read_object::<[i32; 2]>(addr)) {
@@ -90,5 +103,61 @@ pointer_arg! {
             }
             _ => show_pointer(addr, out),
         }
+    }
+}
+
+/// A `struct open_how`; the next argument is its size. Read by whoever looks first, a hook or the handler, and never again.
+#[derive(Debug, Clone)]
+pub(crate) struct InOpenHow {
+    addr: GuestAddr,
+    size: u64,
+    read: OnceCell<Result<OpenHow, Errno>>,
+}
+
+impl InOpenHow {
+    pub(crate) fn read(&self, memory: &dyn GuestMemory) -> Result<OpenHow, Errno> {
+        *self.read.get_or_init(|| {
+            const SIZE: u64 = 24;
+            match self.size {
+                0..SIZE => Err(Errno::EINVAL),
+                SIZE => {
+                    let [flags, mode, resolve] = memory.read_object::<[u64; 3]>(self.addr)?;
+                    Ok(OpenHow { flags, mode, resolve })
+                }
+                _ => Err(Errno::E2BIG),
+            }
+        })
+    }
+}
+
+impl Arg for InOpenHow {
+    const USES_NEXT: bool = true;
+
+    fn decode(raw: u64, _: &dyn GuestMemory) -> Result<Self, Errno> {
+        Ok(Self { addr: GuestAddr::new(raw), size: 0, read: OnceCell::new() })
+    }
+
+    fn decode_at(args: &[u64; 6], index: usize, memory: &dyn GuestMemory) -> Result<Self, Errno> {
+        let [addr, size] = super::pair(args, index);
+        Ok(Self { size, ..Self::decode(addr, memory)? })
+    }
+
+    fn show(&self, view: &CallView<'_>, out: &mut String) {
+        let Ok(how) = self.read(view.memory) else { return show_pointer(self.addr, out) };
+        out.push_str("{flags=");
+        OpenFlags(how.flags as i32).show(view, out);
+        if how.mode != 0 {
+            out.push_str(", mode=");
+            Mode(how.mode as u32).show(view, out);
+        }
+        let _ = write!(out, ", resolve={:#x}}}", how.resolve);
+    }
+
+    fn value_in<'a>(&'a self, view: &CallView<'a>) -> Option<ArgValue<'a>> {
+        Some(self.read(view.memory).map_or_else(ArgValue::Unreadable, ArgValue::OpenHow))
+    }
+
+    fn settle(&self, memory: &dyn GuestMemory) {
+        let _ = self.read(memory);
     }
 }

@@ -9,8 +9,8 @@ fn shown<T: Arg>(raw: u64) -> String {
 
 fn shown_in<T: Arg>(memory: &FakeMemory, args: &[u64; 6], result: Option<Result<i64, Errno>>) -> String {
     let mut out = String::new();
-    match T::decode(args[0], memory) {
-        Ok(arg) => arg.show(&CallView { args, index: 0, memory, result }, &mut out),
+    match T::decode_at(args, 0, memory) {
+        Ok(arg) => arg.show(&CallView { args, index: 0, memory, result, returned_address: None }, &mut out),
         Err(errno) => out.push_str(errno.name().unwrap_or_default()),
     }
     out

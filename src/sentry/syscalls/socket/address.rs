@@ -1,65 +1,42 @@
 //! Socket addresses between the guest and the host.
 
-use super::super::args::Path;
+use super::super::args::{InAddress, Path};
 use super::super::locate::Located;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, StatView};
 use crate::sentry::filesystem::{MountTable, Territory};
-use crate::sentry::guest_memory::{GuestMemory as _, GuestMemoryExt as _};
-use crate::sentry::host::{self, ADDRESS_MAX, AddressBuffer};
+use crate::sentry::guest_memory::GuestMemoryExt as _;
+use crate::sentry::host::{self, AddressBuffer};
 use crate::sentry::network::{self, Bound, Name, PrivateNames};
 use crate::sentry::socket::Socket;
+use crate::sentry::socket_address::{PATH_AT, SocketAddress};
 use crate::sentry::task::Task;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
-
-/// Where the path of a `struct sockaddr_un` starts.
-const PATH_AT: usize = std::mem::offset_of!(libc::sockaddr_un, sun_path);
 
 /// An address that a guest passed.
 #[derive(Clone, Copy)]
-pub(super) struct Address {
-    bytes: [u8; ADDRESS_MAX],
-    len: usize,
-}
+pub(super) struct Address(SocketAddress);
 
 impl Address {
-    /// Reads an address as the kernel's `move_addr_to_kernel` does.
-    pub(super) fn read(task: &Task, addr: GuestAddr, len: i32) -> Result<Self, Errno> {
-        let len = usize::try_from(len).ok().filter(|len| *len <= ADDRESS_MAX).ok_or(Errno::EINVAL)?;
-        let mut bytes = [0; ADDRESS_MAX];
-        task.call_memory().read(addr, &mut bytes[..len])?;
-        Ok(Self { bytes, len })
+    pub(super) fn read(task: &Task, given: &InAddress) -> Result<Self, Errno> {
+        given.read(&task.call_memory()).map(Self)
     }
 
     pub(super) fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
+        self.0.as_bytes()
     }
 
-    /// The path of a Unix address that has one: it ends with a zero or with the address.
     fn path(&self) -> Option<Path> {
-        let bytes = self.as_bytes();
-        let path = bytes.get(PATH_AT..)?;
-        let is_unix = bytes.starts_with(&(libc::AF_UNIX as u16).to_ne_bytes());
-        if !is_unix || path.first().is_none_or(|byte| *byte == 0) {
-            return None;
-        }
-        let end = path.iter().position(|byte| *byte == 0).unwrap_or(path.len());
-        CString::new(&path[..end]).ok().map(Path)
+        let path = self.0.unix_path()?.as_os_str().as_bytes();
+        CString::new(path).ok().map(Path)
     }
 
     fn with_path(path: &[u8]) -> Result<Self, Errno> {
-        let len = PATH_AT + path.len();
-        // A path may fill the field without a zero at its end.
-        if len > size_of::<libc::sockaddr_un>() {
-            return Err(Errno::EINVAL);
-        }
-        let mut bytes = [0; ADDRESS_MAX];
-        bytes[..2].copy_from_slice(&(libc::AF_UNIX as u16).to_ne_bytes());
-        bytes[PATH_AT..len].copy_from_slice(path);
-        Ok(Self { bytes, len })
+        SocketAddress::from_unix_path(OsStr::from_bytes(path)).map(Self).ok_or(Errno::EINVAL)
     }
 
     /// The address of somebody else as the host is to be given it.
@@ -86,7 +63,7 @@ impl Address {
     /// The same among sockets of the guest only.
     fn resolve_within(self, task: &Task, names: &PrivateNames) -> Result<Resolved, Errno> {
         let is_unix = self.as_bytes().starts_with(&(libc::AF_UNIX as u16).to_ne_bytes());
-        if !is_unix || self.len <= PATH_AT {
+        if !is_unix || self.as_bytes().len() <= PATH_AT {
             // No name at all: to disconnect, or an error.
             return Ok(Resolved::new(self));
         }
@@ -159,16 +136,12 @@ impl Resolved {
 }
 
 /// An optional address to send to.
-pub(super) fn read_destination(
+pub(super) fn resolve_destination(
     task: &Task,
     socket: &Socket,
-    addr: GuestAddr,
-    len: i32,
+    address: Option<SocketAddress>,
 ) -> Result<Option<Resolved>, Errno> {
-    if addr == GuestAddr::NULL {
-        return Ok(None);
-    }
-    Address::read(task, addr, len)?.resolve(task, socket).map(Some)
+    address.map(|address| Address(address).resolve(task, socket)).transpose()
 }
 
 /// Turns an address from the host into the guest's, where sockets are bound elsewhere than the guest said.
@@ -182,7 +155,7 @@ pub(super) fn translate(task: &Task, socket: &Socket, address: &mut AddressBuffe
 
 /// Writes an address and its full length as the kernel's `move_addr_to_user` does: what does not fit is cut off.
 pub(super) fn write_address(
-    task: &Task,
+    task: &mut Task,
     address: &AddressBuffer,
     addr: GuestAddr,
     len_addr: GuestAddr,
@@ -194,6 +167,9 @@ pub(super) fn write_address(
         Some(shown) => (&shown[..], shown.len() as u32),
         None => (address.as_bytes(), address.full_len()),
     };
+    if task.observer.hooks.is_watching() {
+        task.observer.returned_address = SocketAddress::from_bytes(bytes);
+    }
     task.memory().write(addr, &bytes[..bytes.len().min(room)])?;
     task.memory().write_object(len_addr, &full_len)
 }

@@ -1,9 +1,9 @@
 //! sendmsg, recvmsg, and the calls that take several messages.
 
 use super::super::SysResult;
-use super::super::args::Fd;
+use super::super::args::{Fd, InMessages, MESSAGE_ENTRY, MessageFlags, MessageHeader};
 use super::super::transfer::Segments;
-use super::address::{read_destination, translate, write_address};
+use super::address::{resolve_destination, translate, write_address};
 use super::control::{self, Outbound};
 use super::transfer::{Along, Extras, receive, send};
 use crate::GuestAddr;
@@ -11,69 +11,26 @@ use crate::sentry::abi::{IOV_MAX, Timespec};
 use crate::sentry::errno::Errno;
 use crate::sentry::file::File;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
+use crate::sentry::hook::OutgoingMessage;
 use crate::sentry::host::AddressBuffer;
 use crate::sentry::task::Task;
 use std::mem::offset_of;
 use std::time::{Duration, Instant};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// `struct msghdr` as the kernel has it.
-#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct Header {
-    name: u64,
-    name_len: i32,
-    padding: u32,
-    segments: u64,
-    segment_count: u64,
-    control: u64,
-    control_len: u64,
-    flags: i32,
-    padding2: u32,
-}
+const ENTRY_LEN_AT: u64 = size_of::<MessageHeader>() as u64;
 
-/// `struct mmsghdr`: a header and the length of what was transferred.
-const ENTRY: u64 = 64;
-const ENTRY_LEN_AT: u64 = size_of::<Header>() as u64;
-
-const _: () = {
-    assert!(size_of::<Header>() == size_of::<libc::msghdr>(), "sendmsg and recvmsg copy it whole");
-    assert!(ENTRY == size_of::<libc::mmsghdr>() as u64, "sendmmsg steps by it");
-};
-
-impl Header {
-    /// Reads and checks a header as the kernel's `copy_msghdr_from_user` does.
-    fn read(task: &Task, addr: GuestAddr) -> Result<Self, Errno> {
-        let mut header: Header = task.memory().read_object(addr)?;
-        if header.name == 0 {
-            header.name_len = 0;
-        }
-        if header.name_len < 0 {
-            return Err(Errno::EINVAL);
-        }
-        header.name_len = header.name_len.min(size_of::<libc::sockaddr_storage>() as i32);
-        if header.segment_count > IOV_MAX as u64 {
-            return Err(Errno::EMSGSIZE);
-        }
-        Ok(header)
-    }
-
-    fn segments(&self, task: &Task) -> Result<Segments, Errno> {
-        Segments::read(task.memory(), GuestAddr::new(self.segments), self.segment_count as usize)
-    }
+fn segments(header: &MessageHeader, task: &Task) -> Result<Segments, Errno> {
+    Segments::read(task.memory(), GuestAddr::new(header.segments), header.segment_count as usize)
 }
 
 fn at(addr: GuestAddr, offset: usize) -> Result<GuestAddr, Errno> {
     addr.checked_add(offset as u64).ok_or(Errno::EFAULT)
 }
 
-fn send_message(task: &mut Task, file: &File, addr: GuestAddr, flags: i32) -> Result<i64, Errno> {
-    let header = Header::read(task, addr)?;
-    let name = match header.name_len {
-        0 => None,
-        len => read_destination(task, file.as_socket()?, GuestAddr::new(header.name), len)?,
-    };
-    let segments = header.segments(task)?;
+fn send_message(task: &mut Task, file: &File, message: &OutgoingMessage, flags: i32) -> Result<i64, Errno> {
+    let header = &message.header;
+    let name = resolve_destination(task, file.as_socket()?, message.address)?;
+    let segments = segments(header, task)?;
     let control = GuestAddr::new(header.control);
     let control = Outbound::read(task, file.as_socket()?, control, header.control_len)?;
     let name = name.as_ref().map(|name| name.as_bytes());
@@ -81,16 +38,22 @@ fn send_message(task: &mut Task, file: &File, addr: GuestAddr, flags: i32) -> Re
     send(task, file, segments, along, flags)
 }
 
-pub(in super::super) fn sendmsg(task: &mut Task, fd: Fd, message: GuestAddr, flags: i32) -> SysResult {
+pub(in super::super) fn sendmsg(
+    task: &mut Task,
+    fd: Fd,
+    message: InMessages<false>,
+    MessageFlags(flags): MessageFlags,
+) -> SysResult {
     let file = task.file(fd.0)?;
     file.as_socket()?;
-    send_message(task, &file, message, flags)
+    let message = message.read(task.memory(), 0)?;
+    send_message(task, &file, &message, flags)
 }
 
 /// Receives one message: the length, and the flags that the guest is told.
 fn receive_message(task: &mut Task, file: &File, addr: GuestAddr, flags: i32) -> Result<(i64, i32), Errno> {
-    let header = Header::read(task, addr)?;
-    let segments = header.segments(task)?;
+    let header = MessageHeader::read(task.memory(), addr)?;
+    let segments = segments(&header, task)?;
     let socket = file.as_socket()?;
     let mut name = AddressBuffer::new();
     let wants_name = header.name != 0;
@@ -109,15 +72,25 @@ fn receive_message(task: &mut Task, file: &File, addr: GuestAddr, flags: i32) ->
     }
     if wants_name {
         translate(task, socket, &mut name);
-        write_address(task, &name, GuestAddr::new(header.name), at(addr, offset_of!(Header, name_len))?)?;
+        write_address(
+            task,
+            &name,
+            GuestAddr::new(header.name),
+            at(addr, offset_of!(MessageHeader, name_len))?,
+        )?;
     }
-    task.memory().write_object(at(addr, offset_of!(Header, flags))?, &told)?;
+    task.memory().write_object(at(addr, offset_of!(MessageHeader, flags))?, &told)?;
     let len = inbound.bytes.len() as u64;
-    task.memory().write_object(at(addr, offset_of!(Header, control_len))?, &len)?;
+    task.memory().write_object(at(addr, offset_of!(MessageHeader, control_len))?, &len)?;
     Ok((received.len as i64, told))
 }
 
-pub(in super::super) fn recvmsg(task: &mut Task, fd: Fd, message: GuestAddr, flags: i32) -> SysResult {
+pub(in super::super) fn recvmsg(
+    task: &mut Task,
+    fd: Fd,
+    message: GuestAddr,
+    MessageFlags(flags): MessageFlags,
+) -> SysResult {
     let file = task.file(fd.0)?;
     file.as_socket()?;
     receive_message(task, &file, message, flags).map(|(len, _)| len)
@@ -125,7 +98,7 @@ pub(in super::super) fn recvmsg(task: &mut Task, fd: Fd, message: GuestAddr, fla
 
 /// Where the message of that number is.
 fn entry(messages: GuestAddr, index: u64) -> Result<GuestAddr, Errno> {
-    messages.checked_add(index * ENTRY).ok_or(Errno::EFAULT)
+    messages.checked_add(index * MESSAGE_ENTRY).ok_or(Errno::EFAULT)
 }
 
 fn write_len(task: &Task, entry: GuestAddr, len: i64) -> Result<(), Errno> {
@@ -144,26 +117,23 @@ fn outcome(done: u64, result: Result<(), Errno>) -> SysResult {
 pub(in super::super) fn sendmmsg(
     task: &mut Task,
     fd: Fd,
-    messages: GuestAddr,
-    count: u32,
-    flags: i32,
+    messages: InMessages<true>,
+    _: u32,
+    MessageFlags(flags): MessageFlags,
 ) -> SysResult {
     let file = task.file(fd.0)?;
     file.as_socket()?;
-    let count = u64::from(count).min(IOV_MAX as u64);
-    let mut done = 0;
-    let mut one = |index: u64| {
-        let entry = entry(messages, index)?;
-        let len = send_message(task, &file, entry, flags)?;
-        write_len(task, entry, len)
+    let mut one = |index| {
+        let message = messages.read(task.memory(), index)?;
+        let len = send_message(task, &file, &message, flags)?;
+        write_len(task, messages.entry(index)?, len)
     };
-    while done < count {
-        if let Err(errno) = one(done) {
-            return outcome(done, Err(errno));
+    for index in 0..messages.count {
+        if let Err(errno) = one(index) {
+            return outcome(index.into(), Err(errno));
         }
-        done += 1;
     }
-    outcome(done, Ok(()))
+    outcome(messages.count.into(), Ok(()))
 }
 
 pub(in super::super) fn recvmmsg(
@@ -171,7 +141,7 @@ pub(in super::super) fn recvmmsg(
     fd: Fd,
     messages: GuestAddr,
     count: u32,
-    flags: i32,
+    MessageFlags(flags): MessageFlags,
     timeout: GuestAddr,
 ) -> SysResult {
     let file = task.file(fd.0)?;

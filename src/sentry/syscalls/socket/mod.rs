@@ -12,7 +12,9 @@ pub(super) use options::{getsockopt, setsockopt};
 pub(super) use transfer::{read, recvfrom, sendto, write};
 
 use super::SysResult;
-use super::args::{Fd, OutFdPair};
+use super::args::{
+    Domain, Fd, InAddress, OutAddress, OutFdPair, OutLength, ShutdownHow, SocketFlags, SocketKind,
+};
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
 use crate::sentry::file::File;
@@ -44,7 +46,12 @@ fn make_file(task: &Task, host: OwnedFd, domain: i32, kind: i32) -> Arc<File> {
     file
 }
 
-pub(super) fn socket(task: &mut Task, domain: i32, kind: i32, protocol: i32) -> SysResult {
+pub(super) fn socket(
+    task: &mut Task,
+    Domain(domain): Domain,
+    SocketKind(kind): SocketKind,
+    protocol: i32,
+) -> SysResult {
     if !is_offered(domain) {
         return Err(Errno::EAFNOSUPPORT);
     }
@@ -56,8 +63,8 @@ pub(super) fn socket(task: &mut Task, domain: i32, kind: i32, protocol: i32) -> 
 
 pub(super) fn socketpair(
     task: &mut Task,
-    domain: i32,
-    kind: i32,
+    Domain(domain): Domain,
+    SocketKind(kind): SocketKind,
     protocol: i32,
     fds: OutFdPair,
 ) -> SysResult {
@@ -102,10 +109,10 @@ pub(super) fn socketpair(
     written.map(|()| 0)
 }
 
-pub(super) fn bind(task: &mut Task, fd: Fd, addr: GuestAddr, len: i32) -> SysResult {
+pub(super) fn bind(task: &mut Task, fd: Fd, addr: InAddress, _: i32) -> SysResult {
     let file = task.file(fd.0)?;
     file.as_socket()?;
-    Address::read(task, addr, len)?.bind(task, &file).map(|()| 0)
+    Address::read(task, &addr)?.bind(task, &file).map(|()| 0)
 }
 
 pub(super) fn listen(task: &mut Task, fd: Fd, backlog: i32) -> SysResult {
@@ -132,10 +139,10 @@ fn after_signal(errno: Errno, file: &File, option: i32) -> Errno {
     if errno == Errno::ERESTARTSYS && has_timeout(file, option) { Errno::EINTR } else { errno }
 }
 
-pub(super) fn connect(task: &mut Task, fd: Fd, addr: GuestAddr, len: i32) -> SysResult {
+pub(super) fn connect(task: &mut Task, fd: Fd, addr: InAddress, _: i32) -> SysResult {
     let file = task.file(fd.0)?;
     let socket = file.as_socket()?;
-    let address = Address::read(task, addr, len)?.resolve(task, socket)?;
+    let address = Address::read(task, &addr)?.resolve(task, socket)?;
     let kernel = Arc::clone(task.kernel());
     let _under_way = network::before_naming_another(&kernel, task, &file)?;
     if socket.is_unix() && socket.owner().is_none() {
@@ -155,16 +162,16 @@ pub(super) fn connect(task: &mut Task, fd: Fd, addr: GuestAddr, len: i32) -> Sys
     connected.map(|_| 0).map_err(|errno| after_signal(errno, &file, libc::SO_SNDTIMEO))
 }
 
-pub(super) fn accept(task: &mut Task, fd: Fd, addr: GuestAddr, len_addr: GuestAddr) -> SysResult {
-    accept4(task, fd, addr, len_addr, 0)
+pub(super) fn accept(task: &mut Task, fd: Fd, addr: OutAddress, len: OutLength) -> SysResult {
+    accept4(task, fd, addr, len, SocketFlags(0))
 }
 
 pub(super) fn accept4(
     task: &mut Task,
     fd: Fd,
-    addr: GuestAddr,
-    len_addr: GuestAddr,
-    flags: i32,
+    OutAddress(addr): OutAddress,
+    OutLength(len_addr): OutLength,
+    SocketFlags(flags): SocketFlags,
 ) -> SysResult {
     if flags & !FLAGS != 0 {
         return Err(Errno::EINVAL);
@@ -209,15 +216,15 @@ fn is_readable(file: &File) -> bool {
     matches!(host::poll_now(&mut poll[..], 0), Ok(ready) if ready > 0)
 }
 
-pub(super) fn getsockname(task: &mut Task, fd: Fd, addr: GuestAddr, len_addr: GuestAddr) -> SysResult {
-    address::name(task, fd.0, addr, len_addr, host::getsockname)
+pub(super) fn getsockname(task: &mut Task, fd: Fd, addr: OutAddress, len: OutLength) -> SysResult {
+    address::name(task, fd.0, addr.0, len.0, host::getsockname)
 }
 
-pub(super) fn getpeername(task: &mut Task, fd: Fd, addr: GuestAddr, len_addr: GuestAddr) -> SysResult {
-    address::name(task, fd.0, addr, len_addr, host::getpeername)
+pub(super) fn getpeername(task: &mut Task, fd: Fd, addr: OutAddress, len: OutLength) -> SysResult {
+    address::name(task, fd.0, addr.0, len.0, host::getpeername)
 }
 
-pub(super) fn shutdown(task: &mut Task, fd: Fd, how: i32) -> SysResult {
+pub(super) fn shutdown(task: &mut Task, fd: Fd, ShutdownHow(how): ShutdownHow) -> SysResult {
     let file = task.file(fd.0)?;
     file.as_socket()?;
     host::shutdown(file.as_fd(), how).map(|_| 0)

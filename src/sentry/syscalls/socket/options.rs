@@ -2,7 +2,7 @@
 //! are translated, or refused as by a kernel that does not have them.
 
 use super::super::SysResult;
-use super::super::args::Fd;
+use super::super::args::{Fd, OutLength, SocketLevel, SocketOption};
 use super::peer;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
@@ -77,8 +77,8 @@ const MOST: usize = 64 << 10;
 pub(in super::super) fn setsockopt(
     task: &mut Task,
     fd: Fd,
-    level: i32,
-    name: i32,
+    SocketLevel(level): SocketLevel,
+    SocketOption(name): SocketOption,
     value: GuestAddr,
     len: i32,
 ) -> SysResult {
@@ -138,10 +138,10 @@ fn attach_filter(task: &Task, file: &File, name: i32, value: GuestAddr, len: usi
 pub(in super::super) fn getsockopt(
     task: &mut Task,
     fd: Fd,
-    level: i32,
-    name: i32,
+    SocketLevel(level): SocketLevel,
+    SocketOption(name): SocketOption,
     value: GuestAddr,
-    len_addr: GuestAddr,
+    OutLength(len_addr): OutLength,
 ) -> SysResult {
     let file = task.file(fd.0)?;
     let socket = file.as_socket()?;

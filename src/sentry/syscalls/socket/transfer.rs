@@ -4,9 +4,9 @@
 //! `O_NONBLOCK`, is made again in a way that signals for the guest interrupt.
 
 use super::super::SysResult;
-use super::super::args::{Fd, InBytes, OutBytes};
+use super::super::args::{Fd, InAddress, InBytes, MessageFlags, OutAddress, OutBytes, OutLength};
 use super::super::transfer::{CHUNK, Segments, take_buffer};
-use super::address::{read_destination, translate, write_address};
+use super::address::{resolve_destination, translate, write_address};
 use super::after_signal;
 use crate::GuestAddr;
 use crate::sentry::errno::Errno;
@@ -266,12 +266,13 @@ pub(in super::super) fn sendto(
     fd: Fd,
     buf: InBytes,
     len: usize,
-    flags: i32,
-    addr: GuestAddr,
-    addr_len: i32,
+    MessageFlags(flags): MessageFlags,
+    addr: InAddress,
+    _: i32,
 ) -> SysResult {
     let file = task.file(fd.0)?;
-    let destination = read_destination(task, file.as_socket()?, addr, addr_len)?;
+    let socket = file.as_socket()?;
+    let destination = resolve_destination(task, socket, addr.read_optional(&task.call_memory())?)?;
     let along = Along { name: destination.as_ref().map(|address| address.as_bytes()), ..Along::default() };
     send(task, &file, Segments::single(buf.0, len), along, flags)
 }
@@ -281,9 +282,9 @@ pub(in super::super) fn recvfrom(
     fd: Fd,
     buf: OutBytes,
     len: usize,
-    flags: i32,
-    addr: GuestAddr,
-    addr_len: GuestAddr,
+    MessageFlags(flags): MessageFlags,
+    OutAddress(addr): OutAddress,
+    OutLength(addr_len): OutLength,
 ) -> SysResult {
     let file = task.file(fd.0)?;
     let socket = file.as_socket()?;
