@@ -80,18 +80,19 @@ fn a_guest_thread_can_neither_name_a_descriptor_nor_change_signals_or_processes(
     }
 }
 
-/// All code by linear decoding from each entry; the addresses of the section, not of the program.
+/// All code by linear decoding from each entry, in the order of [`ENTRIES`], whichever one the linker chose; the addresses
+/// of the section, not of the program.
 fn disassembly() -> (String, Vec<u64>) {
     let code = stub_text();
     let mut starts: Vec<_> = ENTRIES.iter().map(|(name, entry)| (offset_of_entry(*entry), *name)).collect();
     starts.sort_unstable();
-    let mut out = String::new();
+    let mut parts = Vec::new();
     let mut syscalls = Vec::new();
     let mut formatter = NasmFormatter::new();
     formatter.options_mut().set_branch_leading_zeros(false);
     for (i, (start, name)) in starts.iter().enumerate() {
         let end = starts.get(i + 1).map_or(code.len(), |next| next.0);
-        writeln!(out, "{name}:").expect("writing to a string");
+        let mut out = format!("{name}:\n");
         let mut decoder = Decoder::with_ip(64, &code[*start..end], *start as u64, DecoderOptions::NONE);
         let mut padding = false;
         while decoder.can_decode() {
@@ -121,8 +122,10 @@ fn disassembly() -> (String, Vec<u64>) {
             }
             writeln!(out, "    {line}").expect("writing to a string");
         }
+        parts.push((ENTRIES.iter().position(|(other, _)| other == name), out));
     }
-    (out, syscalls)
+    parts.sort();
+    (parts.into_iter().map(|(_, part)| part).collect(), syscalls)
 }
 
 fn function_of(starts: &[(usize, &str)], target: u64) -> String {

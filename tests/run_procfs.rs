@@ -144,8 +144,11 @@ fn symbolic_links_into_proc_do_not_lead_to_the_supervisor() {
 
 #[test]
 fn stub_processes_and_the_supervisors_threads_are_hidden() {
-    let script = "echo $$; sleep 100 & while read id; do \
-                  [ \"$id\" = end ] && break; [ -e /proc/$id ] && echo seen $id; ls /proc | grep -x $id; done; \
+    // The guest's own processes may have the same numbers: it is the names that tell.
+    let script = "echo $$; sleep 100 & \
+                  look() { read name 2>/dev/null <\"$1/comm\" && [[ $name = systrap* ]] && echo \"$2 $1 $name\"; }; \
+                  while read id; do [ \"$id\" = end ] && break; look /proc/$id seen; \
+                  for entry in /proc/[0-9]*; do [ \"$entry\" = /proc/$id ] && look $entry listed; done; done; \
                   kill $!; echo done";
     let mut command = systrap(&["--patching=lazy"], &program("bash"), &["-c", script]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("systrap starts");
@@ -161,6 +164,14 @@ fn stub_processes_and_the_supervisors_threads_are_hidden() {
         ids.push(thread.file_name().to_string_lossy().into_owned());
     }
     ids.retain(|id| *id != supervisor.to_string());
+    ids.retain(|id| match std::fs::read_to_string(format!("/proc/{id}/comm")) {
+        Ok(name) => {
+            assert!(name.starts_with("systrap"), "{id} is called {name}");
+            true
+        }
+        // It has ended.
+        Err(_) => false,
+    });
     assert!(ids.len() >= 3, "stub processes and threads: {ids:?}");
     let mut stdin = child.stdin.take().expect("piped");
     stdin.write_all(format!("{}\nend\n", ids.join("\n")).as_bytes()).expect("written");

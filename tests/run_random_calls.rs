@@ -25,13 +25,14 @@ fn root(name: &str) -> tempfile::TempDir {
 
 #[test]
 fn calls_at_random_end_nobody_but_the_guest() {
-    let root = root("random_calls");
     let is_root = {
         use std::os::unix::fs::MetadataExt as _;
         std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
     };
     for (number, mode) in (0..).zip(MODES) {
         for user in [None, Some("--user=65534:65534")].into_iter().take(1 + usize::from(is_root)) {
+            // One each: a guest may change the modes of all that is in it.
+            let root = root("random_calls");
             let base = format!("--root={}", root.path().display());
             // The time is for a guest that waits for nothing: how long it takes otherwise is some seconds.
             let mut options = vec![mode, base.as_str(), "--no-net", "--memory=512M", "--processes=60"];

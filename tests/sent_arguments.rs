@@ -248,6 +248,9 @@ fn the_fourth_argument_is_where_calls_have_it() {
     let code = assemble(|a| {
         let mut again = a.create_label();
         (|| {
+            for _ in 0..64 {
+                a.nop()?;
+            }
             a.set_label(&mut again)?;
             a.mov(rdi, DATA.raw())?;
             a.mov(rsi, DATA.raw() + 64)?;

@@ -154,8 +154,8 @@ pub struct Sysmsg {
     /// Bit n set: private futex operation n goes to the host kernel, if the call is passed on at all. Written by the
     /// supervisor.
     pub passed_futexes: AtomicU32,
-    /// Not 0 while the host kernel makes a call that was passed on to it. A hint: the guest's claim, and left behind when an
-    /// interrupt rolls the call back. Written by the stub.
+    /// Not 0 while the host kernel makes a call that was passed on to it. Written by the stub: the guest's
+    /// claim.
     pub in_passed_call: AtomicU32,
     /// A stack of a few words.
     pub scratch: [AtomicU64; 8],
