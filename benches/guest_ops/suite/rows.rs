@@ -137,7 +137,7 @@ pub const ROWS: &[Row] = &[
     ),
     // Half of the native throughput, and 40 % of it.
     reported("node-http", "node, an HTTP request", &["node", "@http.js", "@requests"], at_most(2.0)),
-    reported("redis-set", "redis-benchmark, a SET", &["sh", "@redis.sh", "@requests"], at_most(2.5)),
+    reported("redis-set", "redis-benchmark, a SET", &["sh", "@redis.sh", "@sets"], at_most(2.5)),
     Row {
         name: "idle-pss",
         what: "idle static guest: PSS in all",

@@ -1,172 +1,19 @@
 //! A call as a hook sees it.
 
-use super::{CallEnd, TaskId};
+use super::slot::SlotList;
+use super::{ArgError, ArgValue, Argument, CallEnd, TaskId};
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemory;
 use crate::sentry::socket_address::SocketAddress;
 use crate::sentry::syscalls::Parameter;
-use crate::sentry::syscalls::args::{Arg, CallView, MessageHeader, Replacement};
+use crate::sentry::syscalls::args::Replacement;
 use crate::sentry::task::Task;
 use crate::{CopyError, GuestAddr};
 use std::borrow::Cow;
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CString, OsStr};
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
-
-/// A decoded argument, whatever its type: what the handler of the call will get.
-pub(crate) trait Slot {
-    fn is_output(&self) -> bool;
-    fn show(&self, view: &CallView<'_>, out: &mut String);
-    fn value<'a>(&'a self, view: &CallView<'a>) -> ArgValue<'a>;
-    fn uses_next(&self) -> bool;
-    fn decode_again(&mut self, args: &[u64; 6], index: usize, memory: &dyn GuestMemory);
-    /// Says whether the argument is of that kind.
-    fn replace(&mut self, by: Replacement) -> bool;
-}
-
-/// The arguments of a call.
-pub(super) trait SlotList {
-    fn at(&self, index: usize) -> Option<&dyn Slot>;
-    fn at_mut(&mut self, index: usize) -> Option<&mut (dyn Slot + 'static)>;
-}
-
-pub(super) struct Slots<'s, 't>(pub(super) &'s mut [&'t mut (dyn Slot + 'static)]);
-
-impl SlotList for Slots<'_, '_> {
-    fn at(&self, index: usize) -> Option<&dyn Slot> {
-        self.0.get(index).map(|slot| &**slot as &dyn Slot)
-    }
-
-    fn at_mut(&mut self, index: usize) -> Option<&mut (dyn Slot + 'static)> {
-        self.0.get_mut(index).map(|slot| &mut **slot)
-    }
-}
-
-/// An argument that could not be decoded makes the call fail; it is shown as it came.
-impl<A: Arg + 'static> Slot for Result<A, Errno> {
-    fn is_output(&self) -> bool {
-        A::OUTPUT && self.is_ok()
-    }
-
-    fn show(&self, view: &CallView<'_>, out: &mut String) {
-        match self {
-            Ok(arg) => arg.show(view, out),
-            Err(_) => {
-                let raw = view.args.get(view.index).copied().unwrap_or_default();
-                *out = format!("{raw:#x}");
-            }
-        }
-    }
-
-    fn value<'a>(&'a self, view: &CallView<'a>) -> ArgValue<'a> {
-        match self {
-            Ok(arg) => arg
-                .value_in(view)
-                .unwrap_or_else(|| ArgValue::Word(view.args.get(view.index).copied().unwrap_or_default())),
-            Err(errno) => ArgValue::Unreadable(*errno),
-        }
-    }
-
-    fn uses_next(&self) -> bool {
-        A::USES_NEXT
-    }
-
-    fn decode_again(&mut self, args: &[u64; 6], index: usize, memory: &dyn GuestMemory) {
-        *self = A::decode_at(args, index, memory);
-    }
-
-    fn replace(&mut self, by: Replacement) -> bool {
-        match A::replaced(by) {
-            Some(arg) => {
-                *self = Ok(arg);
-                true
-            }
-            None => false,
-        }
-    }
-}
-
-/// What an argument of a call means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ArgValue<'a> {
-    /// A number, a size, an identifier: sign-extended if the call takes it as signed (`value as i64`).
-    Word(u64),
-    /// A set of flags, or one of several choices; zero-extended.
-    Flags(u64),
-    /// A descriptor of the guest. In front of a path it is the directory that the path is relative to, maybe
-    /// `AT_FDCWD`.
-    Fd(i32),
-    /// The path of a file, read from the guest once: the call uses these very bytes.
-    Path(&'a CStr),
-    /// Another string that was read from the guest once, such as the name of an extended attribute.
-    Text(&'a CStr),
-    /// The arguments or the environment of a program to execute, read from the guest once: the program gets these
-    /// very strings.
-    Strings(&'a [CString]),
-    /// The address of a socket, read from the guest once: the call uses this very address. For a call that returns
-    /// one (`accept`, `recvfrom`, …) it is there after the call, in full even if the guest had room for less.
-    SocketAddress(&'a SocketAddress),
-    /// What `sendmsg` or `sendmmsg` is to send, read from the guest once. Messages of `sendmmsg` behind one that
-    /// cannot be read are not among them, and not sent.
-    Messages(&'a [OutgoingMessage]),
-    /// How `openat2` is to open a file, read from the guest once.
-    OpenHow(OpenHow),
-    /// An address in guest memory. What lies there can change until the call reads it, for other threads run.
-    Address(GuestAddr),
-    /// The argument points to memory that cannot be read, or is too long: the call fails with this unless the hook
-    /// gives it another argument.
-    Unreadable(Errno),
-}
-
-/// A message that a guest sends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OutgoingMessage {
-    pub(crate) header: MessageHeader,
-    pub(crate) address: Option<SocketAddress>,
-}
-
-impl OutgoingMessage {
-    /// Where it is sent, if the guest says so: a socket that is connected needs no address.
-    #[must_use]
-    pub fn address(&self) -> Option<&SocketAddress> {
-        self.address.as_ref()
-    }
-}
-
-/// `struct open_how`, see openat2(2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct OpenHow {
-    /// `O_*`.
-    pub flags: u64,
-    /// The permissions of a file that is created.
-    pub mode: u64,
-    /// `RESOLVE_*`.
-    pub resolve: u64,
-}
-
-/// An argument cannot be changed like that.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ArgError {
-    /// The call has fewer arguments.
-    #[error("the call has no such argument")]
-    NoSuchArgument,
-    /// It is no path.
-    #[error("the argument is not a path")]
-    NotAPath,
-    /// It is no address of a socket.
-    #[error("the argument is not the address of a socket")]
-    NotASocketAddress,
-    /// It is no list of strings.
-    #[error("the argument is not a list of strings")]
-    NotStrings,
-    /// The call has been made.
-    #[error("the call has been made")]
-    TooLate,
-}
 
 /// The task that makes a call: a [`Task`], or a stand-in in tests.
 pub(crate) trait Caller {
@@ -399,79 +246,13 @@ impl fmt::Debug for Call<'_> {
     }
 }
 
-/// An argument of a [`Call`]. [`Display`](fmt::Display) shows it as strace does.
-#[derive(Clone, Copy)]
-pub struct Argument<'a> {
-    slot: &'a dyn Slot,
-    parameter: &'static Parameter,
-    facts: &'a Facts,
-    index: usize,
-    caller: &'a dyn Caller,
-}
-
-impl<'a> Argument<'a> {
-    fn view(&self) -> CallView<'a> {
-        let result = match self.facts.end {
-            Some(CallEnd::Returned(result)) => Some(result),
-            _ => None,
-        };
-        CallView {
-            args: &self.facts.args,
-            index: self.index,
-            memory: self.caller.memory(),
-            result,
-            returned_address: self.facts.end.and_then(|_| self.caller.returned_address()),
-        }
-    }
-
-    /// Its name, for example `flags`.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        self.parameter.name
-    }
-
-    /// What is in the register.
-    #[must_use]
-    pub fn raw(&self) -> u64 {
-        self.facts.args.get(self.index).copied().unwrap_or_default()
-    }
-
-    /// What it means.
-    #[must_use]
-    pub fn value(&self) -> ArgValue<'a> {
-        self.slot.value(&self.view())
-    }
-
-    /// Whether it points to what the call writes: shown after the call only.
-    #[must_use]
-    pub fn is_output(&self) -> bool {
-        self.slot.is_output()
-    }
-}
-
-impl fmt::Display for Argument<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.facts.end.is_none() && self.is_output() {
-            return Ok(());
-        }
-        let mut text = String::new();
-        self.slot.show(&self.view(), &mut text);
-        f.write_str(&text)
-    }
-}
-
-impl fmt::Debug for Argument<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={:?}", self.name(), self.value())
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod fake {
     //! Calls of a task that does not exist.
 
     use super::*;
     use crate::sentry::guest_memory::fake::FakeMemory;
+    use crate::sentry::hook::slot::{Slot, Slots};
     use crate::sentry::hook::{Hook, Verdict};
     use crate::sentry::syscalls::parameters_of;
 
@@ -524,8 +305,8 @@ mod tests {
     use super::fake::{FakeCaller, pass};
     use super::*;
     use crate::sentry::guest_memory::fake::FakeMemory;
-    use crate::sentry::hook::{Hook, Verdict};
-    use crate::sentry::syscalls::args::{DirFd, Mode, OpenFlags, Path};
+    use crate::sentry::hook::{Hook, Slot, Verdict};
+    use crate::sentry::syscalls::args::{Arg as _, DirFd, Mode, OpenFlags, Path};
 
     /// Looks at everything and redirects `openat`.
     struct Redirect;

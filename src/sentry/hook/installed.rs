@@ -1,6 +1,7 @@
 //! The hooks of a guest, and those of one task with what they keep of it.
 
-use super::call::{Facts, Slots};
+use super::call::Facts;
+use super::slot::Slots;
 use super::{Call, CallEnd, CallSet, DeliveredSignal, Hook, Slot, TaskId, Verdict};
 use crate::Syscall;
 use crate::sentry::errno::Errno;

@@ -4,16 +4,21 @@
 //! of them. The bits of all hooks of a guest are put together once: a call that no hook wants takes the way that it
 //! takes without hooks, the answers of stub processes included.
 
+mod argument;
 mod call;
 mod installed;
 mod set;
+mod slot;
+mod value;
 
-pub(crate) use call::Slot;
+pub use argument::Argument;
+pub use call::Call;
 #[cfg(test)]
 pub(crate) use call::fake;
-pub use call::{ArgError, ArgValue, Argument, Call, OpenHow, OutgoingMessage};
 pub(crate) use installed::{AnyHook, GuestHooks, HookedCall, TaskHooks};
 pub use set::{CallSet, UnknownCall};
+pub(crate) use slot::Slot;
+pub use value::{ArgError, ArgValue, OpenHow, OutgoingMessage};
 
 use super::errno::Errno;
 use super::task::{ExitStatus, Task};
