@@ -47,16 +47,19 @@ impl Located<'_> {
     /// Before what is there is changed: its attributes.
     pub(super) fn check_change(&self, task: &Task) -> Result<(), Errno> {
         match task.mounts() {
-            Some(mounts) if self.node.is_none() => self.territory.check_change(mounts, self.dir()),
-            _ => Ok(()),
+            // What stands for it is the host's.
+            Some(_) if self.node.is_some() => Err(Errno::EPERM),
+            Some(mounts) => self.territory.check_change(mounts, self.dir()),
+            None => Ok(()),
         }
     }
 
     /// Before the file is given another length.
     pub(super) fn check_truncate(&self, task: &Task) -> Result<(), Errno> {
         match task.mounts() {
-            Some(mounts) if self.node.is_none() => self.territory.check_truncate(mounts, self.dir()),
-            _ => Ok(()),
+            Some(_) if self.node.is_some() => Err(Errno::EPERM),
+            Some(mounts) => self.territory.check_truncate(mounts, self.dir()),
+            None => Ok(()),
         }
     }
 
@@ -237,9 +240,10 @@ impl Task {
     /// The open file of a descriptor whose attributes are to be changed.
     pub(super) fn file_to_change(&self, fd: i32) -> Result<Arc<File>, Errno> {
         let file = self.file(fd)?;
-        if let Some(mounts) = self.mounts()
-            && file.proc().is_none()
-        {
+        if let Some(mounts) = self.mounts() {
+            if file.proc().is_some() {
+                return Err(Errno::EPERM);
+            }
             file.territory(mounts).check_change(mounts, file.as_fd())?;
         }
         Ok(file)
