@@ -6,7 +6,7 @@ use crate::sentry::syscalls::Parameter;
 use crate::sentry::syscalls::args::CallView;
 use std::fmt;
 
-/// An argument of a [`Call`]. [`Display`](fmt::Display) shows it as strace does.
+/// An argument of a [`Call`](super::Call). [`Display`](fmt::Display) shows it as strace does.
 #[derive(Clone, Copy)]
 pub struct Argument<'a> {
     pub(super) slot: &'a dyn Slot,
