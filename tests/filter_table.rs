@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, Mnemonic, NasmFormatter};
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, Mnemonic, NasmFormatter, OpKind};
 use systrap::seccomp::{FilterKind, rows};
 use systrap_stub::code::{ENTRIES, SyscallSite, entries_lie_in_text, offset_of_entry, text};
 
@@ -108,7 +108,8 @@ fn disassembly() -> (String, Vec<u64>) {
             if instruction.mnemonic() == Mnemonic::Int3 || padding {
                 continue;
             }
-            if instruction.near_branch_target() != 0 {
+            // A target of 0 is the function that the linker put first.
+            if instruction.op0_kind() == OpKind::NearBranch64 {
                 let far = instruction.near_branch_target().wrapping_sub(instruction.ip()) as i64;
                 let inside = (*start as u64..end as u64).contains(&instruction.near_branch_target());
                 let name = format!("{:?}", instruction.mnemonic()).to_lowercase();

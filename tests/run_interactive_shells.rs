@@ -1,11 +1,13 @@
 //! Interactive shells: every dialogue goes the same way, to the byte, natively and under systrap.
 
-#[path = "common/cli.rs"]
-mod cli;
-#[path = "common/dialogue.rs"]
-mod dialogue;
+mod common {
+    pub mod cli;
+    pub mod dialogue;
+    pub mod terminal;
+}
 
-use dialogue::Dialogue;
+use common::cli;
+use common::dialogue::Dialogue;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;

@@ -1,19 +1,16 @@
 //! A guest in a terminal is a job like any other: what the terminal and the shell send, it gets.
-#![allow(unsafe_code)]
 
 mod common {
     pub mod bounded;
     pub mod cli;
+    pub mod terminal;
 }
 
-use common::{bounded, cli};
-use nix::pty::{Winsize, openpty};
+use common::{bounded, cli, terminal};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
-use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -29,30 +26,9 @@ struct User {
 impl User {
     /// Starts a command as the leader of a session with a terminal of its own.
     fn start(mut command: Command) -> Self {
-        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-        let pty = openpty(Some(&size), None).expect("a pty");
-        let slave = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
-        command
-            .stdin(slave())
-            .stdout(slave())
-            .stderr(slave())
-            .env("TERM", "dumb")
-            .env("PS1", "$ ")
-            .env("HISTFILE", "");
-        // SAFETY: setsid and ioctl are async-signal-safe.
-        unsafe {
-            command.pre_exec(|| {
-                nix::unistd::setsid()?;
-                if nix::libc::ioctl(0, nix::libc::TIOCSCTTY, 0) != 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-                Ok(())
-            });
-        }
-        let child = bounded::Kept(command.spawn().expect("it starts"));
-        drop(command);
-        drop(pty.slave);
-        let keyboard = File::from(pty.master);
+        command.env("TERM", "dumb").env("PS1", "$ ").env("HISTFILE", "");
+        let (keyboard, child) = terminal::start(command, (24, 80));
+        let child = bounded::Kept(child);
         let mut reader = keyboard.try_clone().expect("a descriptor");
         let (sender, screen) = channel();
         std::thread::spawn(move || {
@@ -180,9 +156,7 @@ fn a_guest_is_a_job_of_a_native_shell() {
         user.expect("got SIGINT 24x80.");
         user.type_in("\x1c");
         user.expect("got SIGQUIT 24x80.");
-        let size = Winsize { ws_row: 11, ws_col: 22, ws_xpixel: 0, ws_ypixel: 0 };
-        // SAFETY: the descriptor is the master's, the structure outlives the call.
-        assert_eq!(unsafe { nix::libc::ioctl(user.keyboard.as_raw_fd(), nix::libc::TIOCSWINSZ, &size) }, 0);
+        terminal::resize(&user.keyboard, 11, 22);
         user.expect("got SIGWINCH 11x22.");
         user.type_in("\x1a");
         user.expect("Stopped");

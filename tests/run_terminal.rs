@@ -1,19 +1,14 @@
 //! A program that talks to a terminal, under a pty.
-#![allow(unsafe_code)]
 
-#[path = "common/cli.rs"]
-mod cli;
+mod common {
+    pub mod cli;
+    pub mod terminal;
+}
 
-use nix::pty::{Winsize, openpty};
+use common::{cli, terminal};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
-
-fn size(rows: u16, columns: u16) -> Winsize {
-    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
-}
+use std::process::Command;
 
 /// Reads until the text has arrived.
 fn read_until(master: &mut File, seen: &mut String, expected: &str) {
@@ -27,24 +22,8 @@ fn read_until(master: &mut File, seen: &mut String, expected: &str) {
 }
 
 /// Plays the user of `terminal.c`; returns what the terminal showed and the exit status.
-fn session(mut command: Command) -> (String, Option<i32>) {
-    let pty = openpty(Some(&size(33, 77)), None).unwrap();
-    let slave = || Stdio::from(pty.slave.try_clone().unwrap());
-    command.stdin(slave()).stdout(slave()).stderr(slave());
-    // SAFETY: setsid and ioctl are async-signal-safe.
-    unsafe {
-        command.pre_exec(|| {
-            nix::unistd::setsid()?;
-            if nix::libc::ioctl(0, nix::libc::TIOCSCTTY, 0) != 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-            Ok(())
-        });
-    }
-    let mut child = command.spawn().unwrap();
-    drop(pty.slave);
-    drop(command);
-    let mut master = File::from(pty.master);
+fn session(command: Command) -> (String, Option<i32>) {
+    let (mut master, mut child) = terminal::start(command, (33, 77));
     let mut seen = String::new();
     read_until(&mut master, &mut seen, "ready");
     master.write_all(b"hello\n").unwrap();
@@ -54,9 +33,7 @@ fn session(mut command: Command) -> (String, Option<i32>) {
     master.write_all(b"\x03").unwrap();
     read_until(&mut master, &mut seen, "interrupted");
     std::thread::sleep(std::time::Duration::from_millis(300));
-    // SAFETY: the descriptor is the master's, the structure outlives the call.
-    let resized = unsafe { nix::libc::ioctl(master.as_raw_fd(), nix::libc::TIOCSWINSZ, &size(10, 20)) };
-    assert_eq!(resized, 0);
+    terminal::resize(&master, 10, 20);
     read_until(&mut master, &mut seen, "size 10");
     let status = child.wait().unwrap();
     (seen, status.code())

@@ -1,14 +1,11 @@
 //! Playing the user of a program at a terminal.
 #![allow(unsafe_code, dead_code, reason = "each test binary uses its part")]
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::pty::{Winsize, openpty};
+use super::terminal;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 /// How long an expected text may take: far longer than it ever does.
@@ -24,34 +21,11 @@ pub struct Dialogue {
     read: usize,
 }
 
-fn size(rows: u16, columns: u16) -> Winsize {
-    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
-}
-
 impl Dialogue {
     /// Starts the program.
-    pub fn start(mut command: Command) -> Self {
-        // No other child may inherit the master, or closing it would not hang up.
-        static STARTING: Mutex<()> = Mutex::new(());
-        let _one_at_a_time = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-        let pty = openpty(Some(&size(24, 200)), None).expect("a pseudo-terminal");
-        for end in [&pty.master, &pty.slave] {
-            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).expect("close-on-exec");
-        }
-        let slave = || Stdio::from(pty.slave.try_clone().expect("a descriptor"));
-        command.stdin(slave()).stdout(slave()).stderr(slave());
-        // SAFETY: setsid and ioctl are async-signal-safe.
-        unsafe {
-            command.pre_exec(|| {
-                nix::unistd::setsid()?;
-                match nix::libc::ioctl(0, nix::libc::TIOCSCTTY, 0) {
-                    0 => Ok(()),
-                    _ => Err(std::io::Error::last_os_error()),
-                }
-            });
-        }
-        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        Self { master: File::from(pty.master), child, seen: String::new(), read: 0 }
+    pub fn start(command: Command) -> Self {
+        let (master, child) = terminal::start(command, (24, 200));
+        Self { master, child, seen: String::new(), read: 0 }
     }
 
     /// Types some keys.
@@ -76,10 +50,7 @@ impl Dialogue {
 
     /// Changes the size of the terminal.
     pub fn resize(&mut self, rows: u16, columns: u16) -> &mut Self {
-        // SAFETY: the structure outlives the call.
-        let result =
-            unsafe { nix::libc::ioctl(self.master.as_raw_fd(), nix::libc::TIOCSWINSZ, &size(rows, columns)) };
-        assert_eq!(result, 0, "TIOCSWINSZ");
+        terminal::resize(&self.master, rows, columns);
         self
     }
 
