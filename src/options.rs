@@ -71,7 +71,7 @@ impl Options {
     /// With [`Patching::Lazy`]: the call of a site, counted for each address space, after which it is patched. 1, the
     /// default, is the first.
     ///
-    /// A patch takes as long as some twenty calls that trap. Programs that run for a moment make most of their calls
+    /// A patch takes as long as some sixty calls that trap. Programs that run for a moment make most of their calls
     /// from sites that they use only a few times.
     #[must_use]
     pub fn patch_after(mut self, calls: u32) -> Self {

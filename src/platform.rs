@@ -72,8 +72,7 @@ impl Systrap {
         let text = subprocess::build_image(base)?;
         let plan = Plan::new(base, &prepared.files(&text, &requests), &options);
         let vdso = plan.vdso();
-        let decodes = options.get_patching() != Patching::Off;
-        let (reaper, template) = Reaper::start(plan, base, &requests, prepared, decodes)?;
+        let (reaper, template) = Reaper::start(plan, base, &requests, prepared, patches_soon(&options))?;
         make_expendable(template.pid());
         let cpus = thread::available_parallelism().map_or(1, NonZero::get);
         let gangs = Gangs::new(cpus, options.get_co_location());
@@ -244,6 +243,17 @@ impl Inner {
 
     pub(crate) fn template_pid(&self) -> i32 {
         self.template.pid()
+    }
+}
+
+/// Whether guests that make a few calls will have sites patched, so that what patching needs is better made at once.
+fn patches_soon(options: &Options) -> bool {
+    /// Calls of a site that come before the first ones of most sites are over.
+    const SOON: u32 = 16;
+    match options.get_patching() {
+        Patching::Off => false,
+        Patching::Lazy => options.get_patch_after() < SOON,
+        Patching::Eager => true,
     }
 }
 

@@ -122,12 +122,12 @@ impl Patcher {
         self.patches.len() as u64
     }
 
-    /// Counts a call that trapped; says whether that was the one after which its site is patched.
-    fn is_worth_a_patch(&mut self, site: GuestAddr, threshold: u32) -> bool {
-        // A site that is not in the books is one too many for them.
-        let Some(seen) = self.executed.get_mut(&site.raw().wrapping_add(SYSCALL_LEN)) else { return true };
+    /// Counts a call that trapped; says how many of its site did so far. A site that is not in the books is one too many
+    /// for them.
+    fn count_trap(&mut self, site: GuestAddr) -> Option<u32> {
+        let seen = self.executed.get_mut(&site.raw().wrapping_add(SYSCALL_LEN))?;
         seen.traps = seen.traps.saturating_add(1);
-        seen.traps >= threshold
+        Some(seen.traps)
     }
 }
 
@@ -165,9 +165,16 @@ pub(crate) fn patch_trapped_site(space: &SpaceInner, hands: &Hands<'_>, site: Gu
     if books.mode == Patching::Off || books.patches.refusal(at).is_some() {
         return Outcome::Refused;
     }
-    if books.mode == Patching::Lazy && !books.is_worth_a_patch(site, space.platform.options.get_patch_after())
+    if books.mode == Patching::Lazy
+        && let Some(traps) = books.count_trap(site)
     {
-        return Outcome::NotYet;
+        let threshold = space.platform.options.get_patch_after();
+        if traps == threshold / 2 {
+            space.platform.reaper.prepare_tables();
+        }
+        if traps < threshold {
+            return Outcome::NotYet;
+        }
     }
     let Some(code) = books.code.around(site) else { return Outcome::Refused };
     if books.rounds.are_closed() {

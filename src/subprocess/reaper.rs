@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -35,6 +36,8 @@ struct Shared {
     /// Read-locked from the request for a clone until the child is watched: meanwhile a child that is not watched
     /// is no stranger.
     births: RwLock<()>,
+    /// Somebody will patch soon, and asked for the tables that this takes.
+    tables_wanted: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -58,13 +61,14 @@ pub(crate) struct Reaper {
 }
 
 impl Reaper {
-    /// Starts the thread and lets it fork the template. `decodes`: instructions will be decoded in this process.
+    /// Starts the thread and lets it fork the template. `patches`: as if [`Reaper::prepare_tables`] were
+    /// called.
     pub(crate) fn start(
         plan: Plan,
         base: u64,
         requests: &Arc<RequestPages>,
         prepared: Prepared,
-        decodes: bool,
+        patches: bool,
     ) -> Result<(Self, Arc<Subprocess>), Error> {
         let host = |what| move |errno: nix::Error| Error::host(what, errno.into());
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(host("epoll_create"))?;
@@ -72,7 +76,13 @@ impl Reaper {
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(host("eventfd"))?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE_KEY)).map_err(host("epoll_ctl"))?;
         let state = State { processes: HashMap::new(), next_key: WAKE_KEY + 1, closing: false };
-        let shared = Arc::new(Shared { epoll, wake, state: Mutex::new(state), births: RwLock::new(()) });
+        let shared = Arc::new(Shared {
+            epoll,
+            wake,
+            state: Mutex::new(state),
+            births: RwLock::new(()),
+            tables_wanted: AtomicBool::new(patches),
+        });
         let (send, receive) = mpsc::channel();
         let (of_thread, pages) = (Arc::clone(&shared), Arc::clone(requests));
         let thread = thread::Builder::new()
@@ -84,10 +94,6 @@ impl Reaper {
                 let forked = template::fork(&plan);
                 let group = forked.as_ref().ok().copied();
                 if send.send(forked).is_ok() {
-                    if decodes {
-                        // Nobody has died yet, and the others are busy.
-                        usertrap::prepare_decoder();
-                    }
                     run(&of_thread, &pages);
                 }
                 // The template made a session of its own, so every stub process is in its group. One is left
@@ -140,6 +146,13 @@ impl Reaper {
         let _ = self.shared.wake.write(1);
     }
 
+    /// Has this thread make the tables for patching, which is mostly idle.
+    pub(crate) fn prepare_tables(&self) {
+        if !self.shared.tables_wanted.swap(true, Ordering::Relaxed) {
+            let _ = self.shared.wake.write(1);
+        }
+    }
+
     /// How many stub processes have not been reaped.
     pub(crate) fn process_count(&self) -> usize {
         self.shared.lock().processes.len()
@@ -189,7 +202,12 @@ fn end_strangers(shared: &Shared, requests: &RequestPages) -> bool {
 
 fn run(shared: &Shared, requests: &RequestPages) {
     let mut events = [EpollEvent::empty(); 32];
+    let mut has_tables = false;
     loop {
+        if !has_tables && shared.tables_wanted.load(Ordering::Relaxed) {
+            usertrap::prepare_tables();
+            has_tables = true;
+        }
         let timeout = if requests.abandoned_count() == 0 || end_strangers(shared, requests) {
             EpollTimeout::NONE
         } else {

@@ -1,6 +1,6 @@
 //! One instruction at a time: its length, and whether a copy of it may run somewhere else.
 
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use crate::window::CodeWindow;
 
@@ -35,10 +35,12 @@ impl Decoded {
     }
 }
 
-/// Makes the decoder's tables, which otherwise the first decoding does: some 0.4 ms, which another thread may have to spare.
-pub fn prepare_decoder() {
-    let nop = [0x90];
-    std::hint::black_box(Decoder::with_ip(64, &nop, 0, DecoderOptions::NONE).decode());
+/// Makes the tables of decoder and encoder, which otherwise the first plan and the first trampoline do: some 0.9 ms, which
+/// another thread may have to spare.
+pub fn prepare_tables() {
+    let nop = Decoder::with_ip(64, &[0x90], 0, DecoderOptions::NONE).decode();
+    // That there is an encoder is all that matters.
+    let _ = std::hint::black_box(Encoder::new(64).encode(&nop, 0));
 }
 
 /// Decodes the instruction at `offset`, if there is a valid one.

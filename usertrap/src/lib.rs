@@ -180,7 +180,7 @@ mod write;
 pub use addr::{GuestAddr, GuestRange, Reach, SyshandlerAddr, TrampolineAddr};
 pub use arena::{ArenaError, TrampolineMemory};
 pub use cache::{FileSite, PlanCache};
-pub use decode::{CopyKind, Padding, Pinned, prepare_decoder};
+pub use decode::{CopyKind, Padding, Pinned, prepare_tables};
 pub use patch_map::{
     ForkError, InstallError, Installation, Invalidated, Limits, Loss, PatchMap, Removal, Retirement,
     RipMeaning,

@@ -22,9 +22,9 @@ const NOT_EXECUTABLE: u8 = 126;
 /// Exit status: the program was not found.
 const NOT_FOUND: u8 = 127;
 
-/// The call of a site after which it is patched. A patch pays after some twenty; most sites of a short-lived program
-/// make fewer.
-const PATCH_AFTER: u32 = 8;
+/// The call of a site after which it is patched: when the traps have cost what the patch costs, which is then never more
+/// than twice the best. Most sites of a short-lived program make fewer.
+const PATCH_AFTER: u32 = 64;
 
 /// Says one line on standard error.
 pub fn complain(text: &str) {
