@@ -1,6 +1,8 @@
 //! One instruction at a time: its length, and whether a copy of it may run somewhere else.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 
 use crate::window::CodeWindow;
 
