@@ -34,7 +34,7 @@ fn run(mode: Option<&str>, directory: &Path, program: &[&str]) -> (Said, Value) 
         None => Command::new(program[0]),
         Some(mode) => {
             let mut command = Command::new(env!("CARGO_BIN_EXE_systrap"));
-            command.arg("run").arg(format!("--patching={mode}"));
+            command.arg("run").arg(format!("--patching={mode}")).arg("--patch-after=1");
             command.arg(format!("--stats-json={}", figures.path().display())).arg("--").arg(program[0]);
             command
         }
@@ -68,21 +68,11 @@ fn check_figures(mode: &str, figures: &Value) {
     }
 }
 
-/// The call of a site after which `systrap run` patches it lazily.
-const PATCHED_AFTER: u64 = 8;
-
-/// Per cent of the calls behind those that each site may trap with that did not: the first with eager patching (where it
-/// need not either), with lazy patching the first eight of a site that is patched and fewer of one that is not.
+/// Per cent of the calls behind the first of each site, which traps (with eager patching it need not either), that did not.
 /// What the syshandler answers or passes on by itself has come through a patched site, too.
-fn percent_after_the_first(mode: &str, figures: &Value) -> f64 {
-    let [calls, sites, trapped, patched] =
-        ["calls", "sites", "trapped", "sites_patched"].map(|name| count(figures, name));
-    let allowed = match mode {
-        "lazy" => patched * PATCHED_AFTER + sites.saturating_sub(patched) * (PATCHED_AFTER - 1),
-        _ => sites,
-    };
-    let again = trapped.saturating_sub(allowed);
-    100.0 - again as f64 * 100.0 / calls.saturating_sub(allowed).max(1) as f64
+fn percent_after_the_first(figures: &Value) -> f64 {
+    let [calls, sites, trapped] = ["calls", "sites", "trapped"].map(|name| count(figures, name));
+    100.0 - trapped.saturating_sub(sites) as f64 * 100.0 / calls.saturating_sub(sites).max(1) as f64
 }
 
 /// Runs a program in all modes and natively; `normalise` takes out what differs between any two runs.
@@ -98,7 +88,7 @@ fn same_in_all_modes(program: &[&str], directory: &Path, normalise: impl Fn(&mut
         normalise(&mut said);
         assert!(said == native, "{program:?} with {mode}: {said:?}, natively {native:?}");
         check_figures(mode, &figures);
-        let percent = percent_after_the_first(mode, &figures);
+        let percent = percent_after_the_first(&figures);
         println!(
             "{} {mode}: {} calls, {} sites ({} patched), {percent:.2} % after the first; eager {}",
             program[0], figures["calls"], figures["sites"], figures["sites_patched"], figures["eager"]

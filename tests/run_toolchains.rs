@@ -199,7 +199,7 @@ fn a_go_program_with_goroutines_and_timers_runs_patched() {
 
     let figures = directory.path().join("figures");
     let option = format!("--stats-json={}", figures.display());
-    let guest = bounded::output(cli::systrap(&["--patching=lazy", &option], &program, &[""; 0]), b"");
+    let guest = bounded::output(cli::systrap(&["--patch-after=1", &option], &program, &[""; 0]), b"");
     assert_eq!(guest.status.code(), Some(4));
     let figures: serde_json::Value =
         serde_json::from_slice(&std::fs::read(&figures).expect("figures")).expect("JSON");

@@ -74,12 +74,22 @@ pub struct ScanArguments {
     pub files: Vec<PathBuf>,
 }
 
+/// The call of a site after which it is patched: when the traps have cost what the patch costs, which is then never more
+/// than twice the best.
+const PATCH_AFTER: u32 = 64;
+
 /// Options of `systrap run`.
 #[derive(Debug, Args)]
 pub struct RunArguments {
     /// When to turn trapped calls into jumps
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Patching::Lazy)]
     pub patching: Patching,
+
+    /// With --patching=lazy: patch a site at its N-th call
+    ///
+    /// A patch takes as long as some 60 calls that trap, and most sites of a short-lived program make fewer.
+    #[arg(long, value_name = "N", default_value_t = PATCH_AFTER, value_parser = clap::value_parser!(u32).range(1..))]
+    pub patch_after: u32,
 
     /// Print every system call, to standard error or to FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, value_hint = ValueHint::FilePath, help_heading = "Observation")]

@@ -22,10 +22,6 @@ const NOT_EXECUTABLE: u8 = 126;
 /// Exit status: the program was not found.
 const NOT_FOUND: u8 = 127;
 
-/// The call of a site after which it is patched: when the traps have cost what the patch costs, which is then never more
-/// than twice the best. Most sites of a short-lived program make fewer.
-const PATCH_AFTER: u32 = 64;
-
 /// Says one line on standard error.
 pub fn complain(text: &str) {
     let _ = writeln!(std::io::stderr(), "systrap: {text}");
@@ -58,7 +54,7 @@ fn try_run(arguments: RunArguments) -> Result<Infallible, (u8, String)> {
 
     let mut guest = Guest::new(c_string(path.as_os_str())?)
         .args(argv)
-        .options(Options::new().patching(arguments.patching.into()).patch_after(PATCH_AFTER));
+        .options(Options::new().patching(arguments.patching.into()).patch_after(arguments.patch_after));
     guest = arguments.limits.apply(guest).map_err(own)?;
     if let Some(mounts) = mounts {
         guest = guest.mounts(mounts);

@@ -5,7 +5,7 @@ use super::stack::{Auxiliary, InitialStack};
 use super::{LoadError, Program};
 use crate::sentry::errno::Errno;
 use crate::sentry::guest_memory::GuestMemory;
-use crate::sentry::memory::{MapRequest, Mm, page_up};
+use crate::sentry::memory::{Maker, MapRequest, Mm, page_up};
 use crate::{Context, GuestAddr, PAGE_SIZE, Vdso};
 use std::sync::Arc;
 
@@ -118,7 +118,7 @@ fn map_segment(
         let file_end = vaddr + segment.file_len;
         zero_from = file_end.next_multiple_of(PAGE_SIZE);
         mm.map(
-            context,
+            &mut Maker::at_once(context),
             &MapRequest {
                 addr: GuestAddr::new(start),
                 len: zero_from - start,
@@ -134,7 +134,10 @@ fn map_segment(
         }
     }
     if memory_end > zero_from {
-        mm.map(context, &anonymous(zero_from, memory_end - zero_from, segment.prot, libc::MAP_FIXED))?;
+        mm.map(
+            &mut Maker::at_once(context),
+            &anonymous(zero_from, memory_end - zero_from, segment.prot, libc::MAP_FIXED),
+        )?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Shared mappings of one open file (shmat(2)).
 
-use super::Mm;
 use super::region::{Backing, Region};
+use super::{Maker, Mm};
 use crate::sentry::errno::Errno;
 use crate::sentry::file::File;
 use crate::{Context, GuestAddr};
@@ -45,7 +45,7 @@ impl Mm {
                 .collect()
         };
         for (start, end) in parts {
-            self.unmap(context, GuestAddr::new(start), end - start)?;
+            self.unmap(&mut Maker::at_once(context), GuestAddr::new(start), end - start)?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! mmap(2) and its kin, on the record and on the platform's address space.
 
-use super::{Backing, MappedFile, Mm, Region, State, page_range, page_up, protection};
+use super::{Backing, Maker, MappedFile, Mm, Region, State, page_range, page_up, protection};
 use crate::sentry::errno::Errno;
 use crate::sentry::file::{File, StatView};
 use crate::sentry::host;
@@ -65,8 +65,8 @@ impl Mm {
         self.state().place(GuestAddr::NULL, len, 0)
     }
 
-    /// mmap(2). The stub thread of `context` makes it, as the other changes, if it is at hand, else the leader.
-    pub(crate) fn map(&self, context: &mut Context, request: &MapRequest) -> Result<GuestAddr, Errno> {
+    /// mmap(2).
+    pub(crate) fn map(&self, maker: &mut Maker<'_>, request: &MapRequest) -> Result<GuestAddr, Errno> {
         let shared = match request.flags & libc::MAP_TYPE {
             libc::MAP_PRIVATE => false,
             libc::MAP_SHARED => true,
@@ -88,6 +88,8 @@ impl Mm {
         let start = state.place(request.addr, len, request.flags)?;
         state.check_room(&self.limits, len, protection.write && !shared, (start, start + len))?;
         let addr = GuestAddr::new(start);
+        let populates = request.flags & (libc::MAP_POPULATE | libc::MAP_LOCKED) != 0
+            && request.flags & libc::MAP_NONBLOCK == 0;
         let backing = match &request.file {
             Some(file) => {
                 let sharing = if shared { Sharing::Shared } else { Sharing::Private };
@@ -102,20 +104,18 @@ impl Mm {
                 shared_memory_backing(memory)
             }
             None => {
-                context.memory(self.space()).map_anonymous(addr, len, protection)?;
+                maker.map_anonymous(self.space(), &state, (start, start + len), protection, !populates)?;
                 Backing::Anonymous
             }
         };
         state.map.insert(Region { start, end: start + len, protection, shared, backing });
         state.forget_fork_advice(start, start + len);
         drop(state);
-        if request.flags & (libc::MAP_POPULATE | libc::MAP_LOCKED) != 0
-            && request.flags & libc::MAP_NONBLOCK == 0
-        {
+        if populates {
             let advice =
                 if protection.write && !shared { Advice::PopulateWrite } else { Advice::PopulateRead };
             // Populating is best effort, as in the kernel.
-            let _ = context.memory(self.space()).advise(addr, len, advice);
+            let _ = maker.context.memory(self.space()).advise(addr, len, advice);
         }
         Ok(addr)
     }
@@ -131,14 +131,14 @@ impl Mm {
     }
 
     /// munmap(2).
-    pub(crate) fn unmap(&self, context: &mut Context, addr: GuestAddr, len: u64) -> Result<(), Errno> {
+    pub(crate) fn unmap(&self, maker: &mut Maker<'_>, addr: GuestAddr, len: u64) -> Result<(), Errno> {
         let (start, end) = page_range(addr, len, Errno::EINVAL)?;
         let mut state = self.state();
         if len == 0 || end > state.layout.top {
             return Err(Errno::EINVAL);
         }
         if !state.map.is_free(start, end) {
-            context.memory(self.space()).unmap(addr, end - start)?;
+            maker.unmap(self.space(), &state, (start, end))?;
             state.map.remove(start, end);
             state.forget_locked(start, end);
             state.forget_fork_advice(start, end);
@@ -149,7 +149,7 @@ impl Mm {
     /// mprotect(2).
     pub(crate) fn protect(
         &self,
-        context: &mut Context,
+        maker: &mut Maker<'_>,
         addr: GuestAddr,
         len: u64,
         bits: u64,
@@ -167,7 +167,7 @@ impl Mm {
         if !state.map.is_covered(start, end) {
             return Err(Errno::ENOMEM);
         }
-        context.memory(self.space()).protect(addr, end - start, protection)?;
+        maker.protect(self.space(), &state, (start, end), protection)?;
         state.map.protect(start, end, protection);
         Ok(())
     }

@@ -4,6 +4,7 @@ mod attachments;
 mod calls;
 mod fork_advice;
 mod layout;
+mod maker;
 mod map;
 mod proc_maps;
 mod region;
@@ -13,6 +14,7 @@ mod room;
 
 pub(crate) use calls::MapRequest;
 pub(crate) use layout::Layout;
+pub(crate) use maker::{Maker, Undo};
 pub(crate) use map::MemoryMap;
 pub(crate) use proc_maps::AreaSizes;
 pub(crate) use region::{Backing, MappedFile, Region};

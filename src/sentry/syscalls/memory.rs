@@ -5,10 +5,29 @@ use super::args::{Fd, Hex, MapFlags, MemoryAdvice, Protections, RemapFlags, Sync
 use crate::GuestAddr;
 use crate::sentry::credentials::cap;
 use crate::sentry::errno::Errno;
-use crate::sentry::memory::MapRequest;
-use crate::sentry::task::Task;
+use crate::sentry::memory::{Maker, MapRequest, Mm};
+use crate::sentry::task::{AfterCall, Task};
 
 impl Task {
+    /// Makes a change of mappings, as the guest goes on if that is possible: not if a hook waits for its result, or a
+    /// signal for the guest.
+    fn change_memory<T>(
+        &mut self,
+        change: impl FnOnce(&Mm, &mut Maker<'_>) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let waits = !self.observer.hooks.is_watching()
+            && !self.handle.attention.is_raised()
+            && self.signals.saved_mask.is_none();
+        let mut maker =
+            if waits { Maker::on_return(&mut self.context) } else { Maker::at_once(&mut self.context) };
+        let result = change(&self.mm, &mut maker);
+        self.undo = maker.into_undo();
+        if self.undo.is_some() {
+            self.after_call = AfterCall::Changed;
+        }
+        result
+    }
+
     fn apply_memory_limits(&self) {
         self.mm.set_limits(&self.process.limits());
     }
@@ -37,15 +56,15 @@ pub(super) fn mmap(
     let offset = if file.is_some() { offset.0 } else { 0 };
     task.apply_memory_limits();
     let request = MapRequest { addr, len, prot: prot.0, flags: flags.0, file, offset };
-    task.mm.map(&mut task.context, &request).map(address)
+    task.change_memory(|mm, maker| mm.map(maker, &request)).map(address)
 }
 
 pub(super) fn munmap(task: &mut Task, addr: GuestAddr, len: u64) -> SysResult {
-    task.mm.unmap(&mut task.context, addr, len).map(|()| 0)
+    task.change_memory(|mm, maker| mm.unmap(maker, addr, len)).map(|()| 0)
 }
 
 pub(super) fn mprotect(task: &mut Task, addr: GuestAddr, len: u64, prot: Protections) -> SysResult {
-    task.mm.protect(&mut task.context, addr, len, prot.0).map(|()| 0)
+    task.change_memory(|mm, maker| mm.protect(maker, addr, len, prot.0)).map(|()| 0)
 }
 
 pub(super) fn mremap(

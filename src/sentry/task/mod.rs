@@ -23,7 +23,7 @@ use super::filesystem::MountTable;
 use super::fs_context::FsContext;
 use super::guest_memory::CallMemory;
 use super::kernel::{Kernel, Target};
-use super::memory::Mm;
+use super::memory::{Mm, Undo};
 use super::observe::Observer;
 use super::process::{Process, lock};
 use super::signals::{SigInfo, TaskSignals};
@@ -78,6 +78,8 @@ pub(crate) enum AfterCall {
         /// One of the kernel's restart codes.
         restart: Errno,
     },
+    /// The stub thread changes the guest's mappings, which is recorded already; [`Task::undo`] takes it back.
+    Changed,
 }
 
 /// A guest thread: its execution state, and its share of what its process owns. Only the thread of the supervisor
@@ -91,6 +93,8 @@ pub(crate) struct Task {
     files: Arc<Mutex<FdTable>>,
     fs: Arc<Mutex<FsContext>>,
     pub(crate) after_call: AfterCall,
+    /// With [`AfterCall::Changed`].
+    pub(crate) undo: Option<Undo>,
     /// The task ends; the status counts if it is the last of its process.
     pub(crate) exit: Option<ExitStatus>,
     pub(crate) observer: Observer,
@@ -154,6 +158,7 @@ impl Task {
             files,
             fs,
             after_call: AfterCall::Return,
+            undo: None,
             exit: None,
             observer,
             buffer: Vec::new(),

@@ -36,8 +36,14 @@ impl Task {
         }
     }
 
-    /// The guest was interrupted, maybe in a call that its stub thread made for it.
+    /// The guest was interrupted, maybe in a call that its stub thread made for it; or a change of its mappings failed.
     fn interrupted(&mut self) -> Result<(), SwitchError> {
+        if self.after_call == AfterCall::Changed
+            && self.context.executed().is_some()
+            && let Some(undo) = self.undo.take()
+        {
+            self.mm.take_back(undo);
+        }
         let call = match (self.context.executed(), self.after_call) {
             (Some(Executed::Interrupted), AfterCall::Executed { nr, restart }) => {
                 Some(ReturningCall { nr, result: restart.as_return() })
@@ -73,7 +79,7 @@ impl Task {
                 self.return_from_handler()
             }
             // A new program: signals wait until it runs. What the stub executes may be interrupted by then.
-            AfterCall::Replaced | AfterCall::Executed { .. } => Ok(()),
+            AfterCall::Replaced | AfterCall::Executed { .. } | AfterCall::Changed => Ok(()),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::sentry::errno::Errno;
 use crate::sentry::file::File;
 use crate::sentry::guest_memory::GuestMemoryExt as _;
 use crate::sentry::host;
-use crate::sentry::memory::MapRequest;
+use crate::sentry::memory::{Maker, MapRequest};
 use crate::sentry::process::lock;
 use crate::sentry::syscalls::SysResult;
 use crate::sentry::task::Task;
@@ -171,7 +171,7 @@ pub(in crate::sentry::syscalls) fn shmat(task: &mut Task, id: i32, addr: GuestAd
         file: Some(Arc::clone(&file)),
         offset: 0,
     };
-    let at = task.mm.map(&mut task.context, &request).map_err(|errno| match errno {
+    let at = task.mm.map(&mut Maker::at_once(&mut task.context), &request).map_err(|errno| match errno {
         Errno::EEXIST => Errno::EINVAL,
         other => other,
     })?;
