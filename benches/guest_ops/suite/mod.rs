@@ -53,12 +53,16 @@ impl Mode {
     /// A command that runs `program` in this mode.
     pub fn command(self, program: &Path) -> Command {
         let option = match self {
-            Self::Native => return Command::new(program),
-            Self::Lazy => "--patching=lazy",
-            Self::Off => "--patching=off",
+            Self::Native => None,
+            Self::Lazy => Some("--patching=lazy"),
+            Self::Off => Some("--patching=off"),
         };
-        let mut command = Command::new(SYSTRAP);
-        command.args(["run", option, "--"]).arg(program);
+        let mut command = Command::new(option.map_or(program.as_os_str(), |_| SYSTRAP.as_ref()));
+        if let Some(option) = option {
+            command.args(["run", option, "--"]).arg(program);
+        }
+        // cargo names directories in which every program would look for its libraries first, call by call.
+        command.env_remove("LD_LIBRARY_PATH");
         command
     }
 }
