@@ -39,7 +39,7 @@ fn printed(directory: &Path, options: &[&str], program: &[&str]) -> String {
 /// An unpacked system of one program: busybox under its names.
 fn busybox_root() -> tempfile::TempDir {
     let root = tempfile::tempdir().expect("a directory");
-    for name in ["bin", "dev", "etc", "tmp", "work"] {
+    for name in ["bin", "dev", "etc", "tmp", "workshop"] {
         std::fs::create_dir(root.path().join(name)).expect("a directory");
     }
     std::fs::copy(cli::program("busybox"), root.path().join("bin/busybox")).expect("a copy");
@@ -78,7 +78,7 @@ fn a_shell_script_runs_in_an_unpacked_root() {
         got.contains("a root of its own\na root of its own\n") && got.contains("line 3\nline 2\nline 1\n"),
         "{got}"
     );
-    assert!(got.ends_with("bin dev etc proc tmp work \n"), "{got}");
+    assert!(got.ends_with("bin dev etc proc tmp workshop \n"), "{got}");
     // What it has made is where the host has it.
     let made = root.path().join("tmp/z/b/one");
     assert_eq!(std::fs::read_to_string(made).expect("the script's file"), "one\n");
@@ -138,7 +138,7 @@ fn prefix_bind(python: &Path, root: &Path) -> Vec<String> {
 
 fn system_root() -> tempfile::TempDir {
     let root = tempfile::tempdir().expect("a directory");
-    for name in ["usr", "lib", "lib64", "bin", "etc", "dev", "tmp", "work"] {
+    for name in ["usr", "lib", "lib64", "bin", "etc", "dev", "tmp", "workshop"] {
         std::fs::create_dir(root.path().join(name)).expect("a directory");
     }
     root
@@ -149,8 +149,8 @@ fn python_runs_with_the_systems_directories_bound() {
     let (root, work) = (system_root(), tempfile::tempdir().expect("a directory"));
     let script = r#"
 import errno, os, socket, subprocess, tempfile, threading
-print(os.getcwd(), {"proc", "usr", "work"} <= set(os.listdir("/")))
-os.chdir("/work")
+print(os.getcwd(), {"proc", "usr", "workshop"} <= set(os.listdir("/")))
+os.chdir("/workshop")
 open("made", "w").write("by the guest")
 os.chmod("made", 0o640)
 for path in ["/usr/made", "/etc/made", "/bin/made"]:
@@ -158,25 +158,28 @@ for path in ["/usr/made", "/etc/made", "/bin/made"]:
     except OSError as error: print(errno.errorcode[error.errno])
 try: os.rename("made", "/tmp/made")
 except OSError as error: print(errno.errorcode[error.errno])
-print(subprocess.run(["sh", "-c", "pwd; cd ..; pwd; cat work/made"], capture_output=True, text=True))
+print(subprocess.run(["sh", "-c", "pwd; cd ..; pwd; cat workshop/made"], capture_output=True, text=True))
 with tempfile.TemporaryDirectory() as directory: print(directory.startswith("/tmp/"), os.listdir(directory))
 server = socket.socket(socket.AF_UNIX); server.bind("socket"); server.listen()
-client = socket.socket(socket.AF_UNIX); client.connect("/work/socket")
+client = socket.socket(socket.AF_UNIX); client.connect("/workshop/socket")
 print(server.getsockname(), client.getpeername()); os.unlink("socket")
-one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); one.bind("/work/d")
-os.mkdir("sub"); two = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); two.bind("/work/sub/d")
+one = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); one.bind("/workshop/d")
+os.mkdir("sub"); two = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); two.bind("/workshop/sub/d")
 two.sendto(b"there", "d"); message, sender = one.recvfrom(10); one.sendto(b"and back", sender)
 print(message, sender, two.recvfrom(10))
 for path in ["d", "sub/d"]: os.unlink(path)
 os.rmdir("sub")
 print(os.path.exists(os.path.realpath("/proc/self/exe")), os.readlink("/proc/self/cwd"))
-print(any("/work" == line.split()[4] for line in open("/proc/self/mountinfo")), os.statvfs("/usr").f_flag & 1, os.statvfs("/work").f_flag & 1)
+print(any("/workshop" == line.split()[4] for line in open("/proc/self/mountinfo")), os.statvfs("/usr").f_flag & 1, os.statvfs("/workshop").f_flag & 1)
 master, terminal = os.openpty(); print(os.ttyname(terminal).startswith("/dev/pts/"))
-walked = [os.path.join(top, name) for top, _, names in os.walk("/work") for name in names]; print(walked)
+walked = [os.path.join(top, name) for top, _, names in os.walk("/workshop") for name in names]; print(walked)
 "#;
     let python = cli::python();
     let options = [
-        vec![format!("--root={}", root.path().display()), format!("--bind={}:/work", work.path().display())],
+        vec![
+            format!("--root={}", root.path().display()),
+            format!("--bind={}:/workshop", work.path().display()),
+        ],
         system_binds(),
         prefix_bind(&python, root.path()),
     ]
@@ -187,7 +190,7 @@ walked = [os.path.join(top, name) for top, _, names in os.walk("/work") for name
     assert_eq!(std::fs::read_to_string(work.path().join("made")).expect("the guest's file"), "by the guest");
     let names = |path: &Path| std::fs::read_dir(path).expect("a directory").count();
     assert_eq!(
-        (names(work.path()), names(&root.path().join("tmp")), names(&root.path().join("work"))),
+        (names(work.path()), names(&root.path().join("tmp")), names(&root.path().join("workshop"))),
         (1, 0, 0)
     );
 }
@@ -214,12 +217,12 @@ fn a_guest_starts_where_it_can_see_the_directory() {
     let root = busybox_root();
     let option = format!("--root={}", root.path().display());
     let pwd = |directory: PathBuf| printed(&directory, &[&option], &["sh", "-c", "pwd"]);
-    assert_eq!(pwd(root.path().join("work")), "/work\n");
+    assert_eq!(pwd(root.path().join("workshop")), "/workshop\n");
     assert_eq!(pwd("/usr".into()), "/\n");
     // A directory that a bind covers is not it.
-    let bind = format!("--bind={}:/work", root.path().join("etc").display());
-    let got = printed(&root.path().join("work"), &[&option, &bind], &["sh", "-c", "pwd; ls"]);
-    assert_eq!(got, "/work\nname\n");
+    let bind = format!("--bind={}:/workshop", root.path().join("etc").display());
+    let got = printed(&root.path().join("workshop"), &[&option, &bind], &["sh", "-c", "pwd; ls"]);
+    assert_eq!(got, "/workshop\nname\n");
 }
 
 #[test]
@@ -238,7 +241,7 @@ fn bad_options_are_named_in_one_line() {
         own("root /none: No such file or directory: name a directory that is there and that you may search")
     );
     assert_eq!(
-        complaint(&[&option, "--bind=/none:/work"], "sh"),
+        complaint(&[&option, "--bind=/none:/workshop"], "sh"),
         own("bind /none: No such file or directory: name a directory or file that is there")
     );
     assert_eq!(
@@ -250,7 +253,7 @@ fn bad_options_are_named_in_one_line() {
         own("bind at /etc/name: a directory goes on a directory, a file on a file")
     );
     assert_eq!(
-        complaint(&[&option, "--bind=/proc:/work"], "sh"),
+        complaint(&[&option, "--bind=/proc:/workshop"], "sh"),
         own("/proc: a proc file system would show the supervisor: the guest has its own /proc")
     );
     assert_eq!(

@@ -52,15 +52,16 @@ impl Mode {
 
     /// A command that runs `program` in this mode.
     pub fn command(self, program: &Path) -> Command {
-        let option = match self {
-            Self::Native => None,
-            Self::Lazy => Some("--patching=lazy"),
-            Self::Off => Some("--patching=off"),
-        };
-        let mut command = Command::new(option.map_or(program.as_os_str(), |_| SYSTRAP.as_ref()));
-        if let Some(option) = option {
+        let under = |option| {
+            let mut command = Command::new(SYSTRAP);
             command.args(["run", option, "--"]).arg(program);
-        }
+            command
+        };
+        let mut command = match self {
+            Self::Native => Command::new(program),
+            Self::Lazy => under("--patching=lazy"),
+            Self::Off => under("--patching=off"),
+        };
         // cargo names directories in which every program would look for its libraries first, call by call.
         command.env_remove("LD_LIBRARY_PATH");
         command

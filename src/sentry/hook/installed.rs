@@ -264,7 +264,7 @@ impl<'a> HookedCall<'a> {
         self.facts.end = Some(match task.after_call {
             _ if task.exit.is_some() => CallEnd::NoReturn,
             AfterCall::ReturnFromHandler => CallEnd::NoReturn,
-            AfterCall::Executed { .. } | AfterCall::Changed => CallEnd::InGuest,
+            AfterCall::Executed { .. } | AfterCall::Changed(_) => CallEnd::InGuest,
             _ => CallEnd::Returned(result),
         });
         let mut list = std::mem::take(&mut task.observer.hooks.list);

@@ -21,9 +21,8 @@ impl Task {
         let mut maker =
             if waits { Maker::on_return(&mut self.context) } else { Maker::at_once(&mut self.context) };
         let result = change(&self.mm, &mut maker);
-        self.undo = maker.into_undo();
-        if self.undo.is_some() {
-            self.after_call = AfterCall::Changed;
+        if let Some(undo) = maker.into_undo() {
+            self.after_call = AfterCall::Changed(undo);
         }
         result
     }

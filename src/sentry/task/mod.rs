@@ -61,7 +61,7 @@ impl ExitStatus {
 }
 
 /// What happens to the guest's registers after a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Default)]
 pub(crate) enum AfterCall {
     /// The result goes into rax.
     #[default]
@@ -78,8 +78,8 @@ pub(crate) enum AfterCall {
         /// One of the kernel's restart codes.
         restart: Errno,
     },
-    /// The stub thread changes the guest's mappings, which is recorded already; [`Task::undo`] takes it back.
-    Changed,
+    /// The stub thread changes the guest's mappings, which is recorded already: how to take it back.
+    Changed(Undo),
 }
 
 /// A guest thread: its execution state, and its share of what its process owns. Only the thread of the supervisor
@@ -93,8 +93,6 @@ pub(crate) struct Task {
     files: Arc<Mutex<FdTable>>,
     fs: Arc<Mutex<FsContext>>,
     pub(crate) after_call: AfterCall,
-    /// With [`AfterCall::Changed`].
-    pub(crate) undo: Option<Undo>,
     /// The task ends; the status counts if it is the last of its process.
     pub(crate) exit: Option<ExitStatus>,
     pub(crate) observer: Observer,
@@ -158,7 +156,6 @@ impl Task {
             files,
             fs,
             after_call: AfterCall::Return,
-            undo: None,
             exit: None,
             observer,
             buffer: Vec::new(),

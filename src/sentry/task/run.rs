@@ -29,7 +29,7 @@ impl Task {
             if self.exit.is_some() {
                 return Ok(self.exit);
             }
-            if self.after_call == AfterCall::Replaced {
+            if matches!(self.after_call, AfterCall::Replaced) {
                 self.after_call = AfterCall::Return;
                 return Ok(None);
             }
@@ -38,13 +38,12 @@ impl Task {
 
     /// The guest was interrupted, maybe in a call that its stub thread made for it; or a change of its mappings failed.
     fn interrupted(&mut self) -> Result<(), SwitchError> {
-        if self.after_call == AfterCall::Changed
-            && self.context.executed().is_some()
-            && let Some(undo) = self.undo.take()
-        {
-            self.mm.take_back(undo);
-        }
-        let call = match (self.context.executed(), self.after_call) {
+        // After every other event this says nothing: the last call has been made.
+        let call = match (self.context.executed(), std::mem::take(&mut self.after_call)) {
+            (Some(_), AfterCall::Changed(undo)) => {
+                self.mm.take_back(undo);
+                None
+            }
             (Some(Executed::Interrupted), AfterCall::Executed { nr, restart }) => {
                 Some(ReturningCall { nr, result: restart.as_return() })
             }
@@ -79,7 +78,7 @@ impl Task {
                 self.return_from_handler()
             }
             // A new program: signals wait until it runs. What the stub executes may be interrupted by then.
-            AfterCall::Replaced | AfterCall::Executed { .. } | AfterCall::Changed => Ok(()),
+            AfterCall::Replaced | AfterCall::Executed { .. } | AfterCall::Changed(_) => Ok(()),
         }
     }
 }
